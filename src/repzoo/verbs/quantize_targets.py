@@ -131,7 +131,9 @@ def target_for(runner: Engine, options: QuantizeOptions) -> tuple[ladder.Target,
             placement = "everything"
     else:
         # x86 without VNNI saturates where weights have 8 bits (docs/decisions/11-exact-int8.md).
-        scheme, remark = adapt_to_host(scheme, runner, host())
+        scheme, remark = adapt_to_host(
+            scheme, runner, host(), is_named=bool(options.scheme)
+        )
     if options.objective == "size" and placement == "fastest":
         placement = "everything"  # each layer in INT8 makes the file smaller
     target = ladder.Target(

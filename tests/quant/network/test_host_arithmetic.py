@@ -194,11 +194,21 @@ def test_the_remedy_is_chosen_by_the_hosts_instructions_and_the_engine() -> None
         assert used.weight_max == 64
         assert "no VNNI" in remark
         assert adapt_to_host(used, Named(name), AVX2) == (used, "")
-    # ONNX Runtime's sessions are exact as repzoo opens them
-    for name in ("ort-cpu", "ort-cpu-7bit"):
-        scheme = load_scheme(name)
-        assert adapt_to_host(scheme, Named("onnxruntime"), AVX2) == (scheme, "")
+        # A named scheme of 8 bits would be wrong there.
+        assert adapt_to_host(wanted, Named(name), AVX2, is_named=True)[0] == used
     assert adapt_to_host(wanted, Named("reference"), AVX2) == (wanted, "")
+
+
+def test_sessions_that_are_exact_but_slower_get_8_bits_by_name_only() -> None:
+    scheme = load_scheme("ort-cpu")
+    runner = Named("onnxruntime")
+    used, remark = adapt_to_host(scheme, runner, AVX2)
+    assert used == replace(scheme, weight_bits=7, name="ort-cpu, 7-bit weights")
+    assert "--scheme ort-cpu" in remark
+    assert adapt_to_host(scheme, runner, AVX2, is_named=True) == (scheme, "")
+    assert adapt_to_host(scheme, runner, VNNI) == (scheme, "")
+    narrow = load_scheme("ort-cpu-7bit")
+    assert adapt_to_host(narrow, runner, AVX2) == (narrow, "")
 
 
 def test_a_scheme_for_a_board_does_not_depend_on_this_host() -> None:
@@ -225,26 +235,45 @@ def test_the_remark_on_default_sessions_is_made_where_they_change_outputs(
     assert saturation_remark(model, WHITE, engine("reference"), AVX2) == ""
 
 
-def test_quantize_keeps_to_7_bits_where_the_engine_would_saturate(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Without VNNI, OpenVINO saturates: no weight leaves -64..64, and one remark says so."""
-    pytest.importorskip("openvino", reason="the openvino extra is not installed")
+def quantized_without_vnni(
+    monkeypatch: pytest.MonkeyPatch, **options: Any
+) -> verbs.Artifact:
+    """A small network in INT8, as on a host without VNNI."""
     without_vnni = {**host(), **AVX2}
-    monkeypatch.setattr("repzoo.verbs.quantize_model.host", lambda: without_vnni)
-    int8 = verbs.quantize(
-        small(), "digits", engine="openvino", images=32, search=0.0, force=True
+    monkeypatch.setattr("repzoo.verbs.quantize_targets.host", lambda: without_vnni)
+    return verbs.quantize(
+        small(), "digits", images=32, search=0.0, force=True, **options
     )
+
+
+def largest_weight(int8: verbs.Artifact) -> int:
     weights = []
     for item in int8.model.graph.initializer:
         if item.data_type == onnx.TensorProto.INT8:
             weights.append(numpy_helper.to_array(item))
     assert weights
-    assert max(np.abs(values.astype(int)).max() for values in weights) <= 64
+    return int(max(np.abs(values.astype(int)).max() for values in weights))
+
+
+@pytest.mark.parametrize("runner", ["openvino", "onnxruntime"])
+def test_quantize_keeps_to_7_bits_where_the_engine_would_saturate(
+    runner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without VNNI: no weight leaves -64..64, and one remark says so."""
+    pytest.importorskip(runner, reason=f"the {runner} extra is not installed")
+    int8 = quantized_without_vnni(monkeypatch, engine=runner)
+    assert largest_weight(int8) <= 64
     assert int8.report is not None
     remarks = [text for text in int8.report.warnings if "VNNI" in text]
     assert len(remarks) == 1
     assert "7 bits" in remarks[0]
+
+
+def test_quantize_writes_8_bits_where_the_scheme_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    int8 = quantized_without_vnni(monkeypatch, engine="onnxruntime", scheme="ort-cpu")
+    assert largest_weight(int8) > 64
 
 
 @pytest.mark.parametrize("scheme", ["rdk-x5", "vastai"])

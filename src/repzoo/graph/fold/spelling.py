@@ -255,13 +255,13 @@ def _gelu(function: _Function) -> None:
             divisors += _numbers(node)
     ends_in_division = 2.0 in divisors
     divides = len(divisors) > ends_in_division
-    if divides and not ends_in_division and not _half_of_sum(function.nodes):
-        return
     half = 2 if ends_in_division else 0.5
     if not _holds(function.nodes, [root if divides else 1 / root, 1, half]):
         return
     if function.opset >= GELU_OPSET:
         function.step("Gelu", function.source)
+        return
+    if divides and not ends_in_division and not _half_of_sum(function.nodes):
         return
     erf = function.step("Erf", function.step("Div", function.source, root))
     product = function.step("Mul", function.source, function.step("Add", erf, 1))
@@ -274,14 +274,14 @@ def _gelu_by_tanh(function: _Function) -> None:
     has_power = any(node.op_type == "Pow" for node in function.nodes)
     halves = [node for node in function.nodes if 0.5 in _numbers(node)]
     in_front = bool(halves) and function.source in halves[0].inputs
-    if has_power and in_front and not _half_of_sum(function.nodes):
-        return
     power = [3.0] if has_power else []
     if not _holds(function.nodes, [*power, cube, factor, 1, 0.5]):
         return
     x = function.source
     if function.opset >= GELU_OPSET:
         function.step("Gelu", x, approximate="tanh")
+        return
+    if has_power and in_front and not _half_of_sum(function.nodes):
         return
     scaled = function.step("Mul", function.step("Pow", x, 3), cube)
     inner = function.step("Mul", function.step("Add", x, scaled), factor)

@@ -16,6 +16,7 @@ from repzoo.quant.network.host_arithmetic import adapt_to_host
 from repzoo.quant.network.placement import PlacementSpace
 from repzoo.quant.network.scheme import default_scheme
 from repzoo.quant.parameters import qdq_writer
+from repzoo.quant.rewrites.single_nodes import with_single_nodes
 from repzoo.quant.rewrites.stages import STAGES, FloatModel
 from repzoo.quant.search.builder import Builder
 from repzoo.quant.search.calibrator import Calibrator
@@ -36,6 +37,8 @@ def int8_for_timing(artifact: Artifact, engine: Engine) -> list[Artifact]:
     require_folded(artifact)
     scheme, _ = adapt_to_host(default_scheme(engine.name), engine, host())
     model = qdq_writer.prepare_for_qdq(artifact.model)
+    if scheme.single_nodes:
+        model = with_single_nodes(model)
     space = PlacementSpace(model, scheme)
     starts = space.starting_placements()
     if not starts:

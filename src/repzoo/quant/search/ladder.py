@@ -48,6 +48,7 @@ from repzoo.progress import Progress, silent
 from repzoo.quant.network.placement import Placement, PlacementSpace
 from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters import qdq_writer
+from repzoo.quant.rewrites.single_nodes import with_single_nodes
 from repzoo.quant.rewrites.stages import STAGES, FloatModel
 from repzoo.quant.search import placement_search
 from repzoo.quant.search.builder import Builder
@@ -292,6 +293,8 @@ def calibrate(
             artifact, split.calibration, [target.scheme], target.engine, gate.progress
         )
     model = shared.model
+    if target.scheme.single_nodes:
+        model = with_single_nodes(model)
     space = PlacementSpace(model, target.scheme)
     calibrator = Calibrator(artifact, target.engine, gate.progress)
     calibration = shared.for_placements(starting_placements(artifact, space))
