@@ -41,8 +41,17 @@ def with_single_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
     respellings = respell(upgraded.graph)
     if not any(item.nodes[-1].op_type == "Gelu" for item in respellings):
         return model
-    result = to_proto(upgraded)
-    result.ir_version = max(result.ir_version, GELU_IR)
+    # Constants of the old spelling may be nodes, which become initializers here.
+    result = prepare_for_qdq(to_proto(upgraded))
     remove_unused_initializers(result.graph)
-    # The converter writes axes as Constant nodes.
-    return prepare_for_qdq(result)
+    _forget_removed(result.graph)
+    result.ir_version = max(result.ir_version, GELU_IR)
+    return result
+
+
+def _forget_removed(graph: onnx.GraphProto) -> None:
+    """Remove what `graph` says of the shapes of tensors that it no longer has."""
+    present = {name for node in graph.node for name in node.output}
+    kept = [item for item in graph.value_info if item.name in present]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
