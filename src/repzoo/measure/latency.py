@@ -40,7 +40,13 @@ import numpy as np
 from repzoo.errors import InputError
 from repzoo.measure import stats
 from repzoo.measure import system_noise as noise
-from repzoo.measure.client_threads import ClientThreads, Clock, OnError, for_each
+from repzoo.measure.client_threads import (
+    ClientThreads,
+    Clock,
+    OnError,
+    for_each,
+    reopen_all,
+)
 from repzoo.measure.host import host
 from repzoo.measure.latency_case import (
     DRIFT,
@@ -255,7 +261,7 @@ def _one_round(
     length       of the round in nanoseconds
     """
     if done and done % per_session == 0:
-        live = for_each(live, ClientThreads.reopen, on_error)
+        live = reopen_all(live, on_error)
     # In turns, so that no case is always timed right after the same other one.
     ordered = live if done % 2 == 0 else live[::-1]
     survivors = for_each(ordered, lambda client: client.time_round(length), on_error)

@@ -16,8 +16,9 @@ from repzoo.measure import stats
 from repzoo.measure.results import LatencyRatio, Setting
 from repzoo.measure.stats import Interval
 from repzoo.quant.network.placement import Placement, PlacementSpace
-from repzoo.quant.search import placement_search
-from repzoo.quant.search.placement_search import PlacementRace, SearchResult
+from repzoo.quant.search import placement_race, placement_search
+from repzoo.quant.search.placement_race import PlacementRace
+from repzoo.quant.search.placement_search import SearchResult
 
 MODEL = graph(
     "a = Conv <pads = [1, 1, 1, 1], group = 8> (x, deep)"
@@ -63,7 +64,7 @@ class Machine(PlacementRace):
         self, int8: Mapping[str, float], pair: float = 0.5, noise: float = 0.0
     ) -> None:
         self.space = PlacementSpace(MODEL)
-        self.group_size = placement_search.SMALLEST_RACE
+        self.group_size = placement_race.SMALLEST_RACE
         self.races = 0
         self._int8 = int8
         self._pair = pair
@@ -211,19 +212,19 @@ def test_a_clear_winner_costs_one_round_of_trials() -> None:
 @given(
     st.lists(
         st.floats(0.9, 1.1),
-        min_size=placement_search.ROUNDS,
-        max_size=placement_search.ROUNDS,
+        min_size=placement_race.ROUNDS,
+        max_size=placement_race.ROUNDS,
     ),
-    st.integers(1, placement_search.ROUNDS),
+    st.integers(1, placement_race.ROUNDS),
 )
 def test_a_placement_that_leaves_a_race_could_not_have_won_it(
     ratios: list[float], rounds: int
 ) -> None:
     """The decision is the one that all rounds would have given."""
     interval = stats.median_interval(ratios)
-    wins = interval.high < 1 and interval.value <= placement_search.SMALLEST_GAIN
-    assert not (wins and placement_search.cannot_win(ratios[:rounds]))
-    assert wins or placement_search.cannot_win(ratios)
+    wins = interval.high < 1 and interval.value <= placement_race.SMALLEST_GAIN
+    assert not (wins and placement_race.cannot_win(ratios[:rounds]))
+    assert wins or placement_race.cannot_win(ratios)
 
 
 def test_a_slow_start_is_not_timed_with_care_but_stays_among_the_others() -> None:
@@ -369,5 +370,19 @@ def test_a_lone_gain_is_not_worth_its_conversions() -> None:
 def test_an_engine_without_profiles_is_searched_all_the_same() -> None:
     machine = Machine({"c": 0.3})
     starts = machine.space.starting_placements()
-    assert placement_search.choose_starts(machine, starts) == (starts, [])
+    assert placement_search.choose_starts(machine, starts, None) == (starts, [])
     assert search(machine).best.placement.nodes >= {"c"}
+
+
+@given(st.lists(st.sampled_from([0.3, 0.9, 1.5, 3.0]), min_size=8, max_size=8))
+@settings(max_examples=25)
+def test_changes_that_are_hopeless_by_profile_are_not_timed(
+    factors: list[float],
+) -> None:
+    """A machine whose profile is exact: no trial loses more than the share that is allowed."""
+    machine = ProfiledMachine(dict(zip(FLOAT, factors, strict=True)), pair=0.3)
+    result = search(machine)
+    limit = 1 + placement_search.EXPECTED_LOSS + 1e-6
+    assert all(trial.ratio <= limit for trial in result.trials)
+    blind = search(Machine(dict(zip(FLOAT, factors, strict=True)), pair=0.3))
+    assert len(result.trials) <= len(blind.trials)

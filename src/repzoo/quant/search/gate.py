@@ -20,6 +20,7 @@ from typing import Any
 
 from repzoo import __version__
 from repzoo.artifact import Artifact, Step
+from repzoo.data.batches import map_in_order
 from repzoo.data.dataset import Dataset
 from repzoo.engines import Engine
 from repzoo.errors import GateError, InputError
@@ -191,8 +192,15 @@ class Gate:
         return BENCH_SECONDS / 2
 
     def open_cases(self, models: Sequence[Artifact]) -> list[latency.Case]:
-        """Each of `models`, ready to be timed; each client has one thread."""
-        return [latency.case(model, self.engine, self.clients) for model in models]
+        """Each of `models`, ready to be timed; each client has one thread.
+
+        OpenVINO compiles a model in a second of one core, longer than it is timed. So all cores
+        open sessions.
+        """
+        opened = map_in_order(
+            lambda model: latency.case(model, self.engine, self.clients), models
+        )
+        return list(opened)
 
     def time_against_float(
         self, models: Sequence[Artifact], seconds: float

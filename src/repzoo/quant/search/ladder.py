@@ -68,11 +68,8 @@ from repzoo.quant.search.gate import (
     require_folded,
 )
 from repzoo.quant.search.operator_times import operator_times
-from repzoo.quant.search.placement_search import (
-    PlacementRace,
-    SearchResult,
-    TimedPlacement,
-)
+from repzoo.quant.search.placement_race import PlacementRace, layer_names
+from repzoo.quant.search.placement_search import SearchResult, TimedPlacement
 from repzoo.quant.search.rewrite_cache import RewriteCache
 from repzoo.quant.search.verdict import Budget, Verdict
 
@@ -330,7 +327,7 @@ def requested_placement(evaluator: Evaluator, choice: PlacementChoice) -> Search
     space = evaluator.builder.space
     placement = space.starting_placements()[0]  # the one with most in INT8
     if choice == "layers":
-        layers = placement_search.layer_names(space)
+        layers = layer_names(space)
         placement = space.placement(choice, layers)
     if evaluator.builder.scheme.runs_on_board:
         return SearchResult(TimedPlacement(placement, None), ())

@@ -8,61 +8,46 @@
    one. Those that come near the fastest, and the least quantized of these, are then timed in turns
    with the float model, over several openings of their sessions.
 3. Groups of like nodes, by kind and resolution, change sides one at a time: out of INT8 where they
-   are in it, into it where they are not. Each change is timed against the placement as it is.
+   are in it, into it where they are not. Each change is timed against the placement as it is, the
+   most promising by the profiles first, and those that are hopeless by them not at all.
 4. The changes that are faster beyond noise (the whole interval of the ratio is below 1) are applied
    together, or the best of them alone, whichever is faster in a second race, again beyond noise.
    Steps 3 and 4 repeat until no group gains or the time is up.
 
 So the placement only ever gets faster, and a group whose change makes no difference stays where it
 is. A placement that can no longer win its race leaves it at once: most do after a few rounds.
-
-Latency does not depend on the values of weights and scales. So weights are rounded to nearest, once
-for all placements, and ranges are min-max here.
 """
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-import onnx
 
-from repzoo.artifact import Artifact
-from repzoo.engines.executed import ExecutedOperator
-from repzoo.errors import InputError
-from repzoo.graph.tools.skeleton import initializer_bytes
 from repzoo.measure import latency
 from repzoo.measure.results import LatencyRatio, PlacementTrial
 from repzoo.measure.stats import Interval
-from repzoo.quant.calibration.statistics import Statistics
 from repzoo.quant.network.placement import Placement, PlacementSpace
-from repzoo.quant.network.scheme import QuantScheme
-from repzoo.quant.parameters import qdq_writer, ranges, scales
-from repzoo.quant.search.gate import Gate
 from repzoo.quant.search.node_costs import NodeCosts
+from repzoo.quant.search.placement_race import (
+    SMALLEST_GAIN,
+    PlacementRace,
+    layer_names,
+)
 
-# Rounds of each race: the 95 % interval of a median of 9 is from the 2nd to the 8th.
-ROUNDS = 9
-CALLS = 3  # of each model in a round, about
-# Placements in one race, besides the one they are compared with. Each is a session that holds
-# the weights: with weights of RACE_BYTES or more there are fewer than LARGEST_RACE.
-SMALLEST_RACE = 4
-LARGEST_RACE = 12
-RACE_BYTES = 2**26
 # Starting placements are timed with care where they reach this share of the fastest one's speed.
 NEAR = 0.94
 FINALISTS = 3  # of these, at most
-PROFILED_RUNS = 12
 PROFILED_STARTS = 4
 TIMED_STARTS = 6  # besides the first, where there are profiles
+# Changes that profiles expect to cost more than this share of the whole are not timed. Profiles
+# are off by a few percent: each layer is seen in a few of many contexts.
+EXPECTED_LOSS = 0.02
 # Cheapest placements are computed as if conversions cost so many times what profiles say: within a
 # mixed model they differ from where they were seen.
 CONVERSION_FACTORS = (0.5, 1.0, 2.0)
-# A smaller gain may be due to where a session's memory happens to lie (see measure/latency.py).
-SMALLEST_GAIN = 0.98
 
 
 @dataclass(frozen=True)
@@ -100,114 +85,6 @@ class SearchResult:
     nearly_as_fast: tuple[TimedPlacement, ...] = ()
 
 
-class PlacementRace:
-    """Times placements of one float model in turns.
-
-    space       the placements of the model
-    group_size  placements in one race, besides the one they are compared with
-    """
-
-    def __init__(
-        self,
-        gate: Gate,
-        model: onnx.ModelProto,
-        statistics: Statistics,
-        scheme: QuantScheme,
-        space: PlacementSpace,
-    ) -> None:
-        self.space = space
-        self._gate = gate
-        self._model = model
-        self._scheme = scheme
-        self._parameters = {
-            name: scales.uint8_parameters(
-                *ranges.minmax(histogram), scheme.activation_symmetric
-            )
-            for name, histogram in statistics.histograms.items()
-        }
-        self._weights = qdq_writer.round_weights(
-            model, layer_names(space), self._parameters, scheme.per_channel
-        )
-        weight_bytes = max(1, initializer_bytes(gate.artifact.model))
-        self.group_size = min(
-            max(RACE_BYTES // weight_bytes, SMALLEST_RACE), LARGEST_RACE
-        )
-
-    def profile(self, placement: Placement | None) -> list[ExecutedOperator] | None:
-        """What the engine executes for `placement` (None: for the float model).
-
-        None where the engine has no profiles, or cannot profile this model.
-        """
-        profile = getattr(self._gate.engine, "profile", None)
-        if profile is None:
-            return None
-        model = self._model
-        if placement is not None:
-            model = self._write_all([placement])[0].model
-        inputs = latency.inputs_for(self._gate.artifact)
-        with contextlib.suppress(InputError):
-            return list(profile(model, inputs, PROFILED_RUNS))
-        return None
-
-    def ratios_to_float(
-        self, placements: Sequence[Placement], seconds: float
-    ) -> list[LatencyRatio]:
-        """The latency of each placement over the float model's; `seconds` of timing for each."""
-        return self._gate.time_against_float(self._write_all(placements), seconds)
-
-    def ratios_to(
-        self, base: Placement, placements: Sequence[Placement], openings: int = 1
-    ) -> list[Interval]:
-        """The latency of each placement over that of `base`.
-
-        openings  of each session; with 1, a placement leaves the race when it cannot win it
-        """
-        rounds = max(ROUNDS, 2 * openings)
-        lost = cannot_win if openings == 1 else None
-        intervals: list[Interval] = []
-        for start in range(0, len(placements), self.group_size):
-            group = placements[start : start + self.group_size]
-            artifacts = self._write_all([base, *group])
-            cases = self._gate.open_cases(artifacts)
-            latency.race(cases, rounds, CALLS, openings, lost)
-            base_case = cases[0]
-            intervals.extend(latency.race_ratio(case, base_case) for case in cases[1:])
-        return intervals
-
-    def _write_all(self, placements: Sequence[Placement]) -> list[Artifact]:
-        """The QDQ model of each placement, with min-max ranges and weights rounded to nearest."""
-        signed = self._scheme.activation_type == "int8"
-        artifacts = []
-        for placement in placements:
-            graph = qdq_writer.insert_qdq(
-                self._model,
-                placement,
-                self._parameters,
-                self._scheme.per_channel,
-                self._weights,
-                signed,
-            )
-            artifacts.append(replace(self._gate.artifact, model=graph))
-        return artifacts
-
-
-def layer_names(space: PlacementSpace) -> list[str]:
-    """The layers that may run in INT8, by their outputs, in graph order."""
-    return [node.output[0] for node in space.layers]
-
-
-def cannot_win(ratios: Sequence[float]) -> bool:
-    """Whether a placement has lost its race, whatever its remaining rounds up to ROUNDS say.
-
-    ratios  of its latency to that of the base, in the rounds so far. To win, the interval of the
-            ratio must be below 1 (at most one round may be slower) and the median at most
-            SMALLEST_GAIN.
-    """
-    slower = sum(ratio >= 1 for ratio in ratios)
-    no_gain = sum(ratio > SMALLEST_GAIN for ratio in ratios)
-    return slower > 1 or no_gain > ROUNDS // 2
-
-
 def find_fastest(
     race: PlacementRace, starts: Sequence[Placement], screening: float, seconds: float
 ) -> SearchResult:
@@ -217,14 +94,15 @@ def find_fastest(
     seconds    after which no further trial begins, not counting the timing of `starts`
     """
     started = time.perf_counter()
-    starts, skipped = choose_starts(race, starts)
+    costs = profile_costs(race, starts)
+    starts, skipped = choose_starts(race, starts, costs)
     timed, slower = _time_starts(race, starts, screening)
     deadline = time.perf_counter() + seconds
     first = timed[0].placement
     placement = first
     trials: list[PlacementTrial] = []
     while True:
-        faster = _improve(race, placement, deadline, trials)
+        faster = _improve(race, placement, deadline, trials, costs)
         if faster is None:
             break
         placement = faster
@@ -244,14 +122,13 @@ def find_fastest(
 
 
 def choose_starts(
-    race: PlacementRace, starts: Sequence[Placement]
+    race: PlacementRace, starts: Sequence[Placement], costs: NodeCosts | None
 ) -> tuple[list[Placement], list[Placement]]:
     """(the placements to time, those that are not worth it, the cheapest first).
 
     Without profiles, all of `starts` are timed. With them, the first is, and the cheapest of all
     others: opening a session takes longer than timing it.
     """
-    costs = profile_costs(race, starts)
     if costs is None:
         return list(starts), []
     others = [*starts[1:], *cheapest_by_profile(race, costs, starts)]
@@ -411,13 +288,17 @@ class _TriedMove:
 
 
 def _improve(
-    race: PlacementRace, base: Placement, deadline: float, trials: list[PlacementTrial]
+    race: PlacementRace,
+    base: Placement,
+    deadline: float,
+    trials: list[PlacementTrial],
+    costs: NodeCosts | None,
 ) -> Placement | None:
     """A placement faster than `base` beyond noise; None where there is none or the time is up.
 
     What was tried is added to `trials`.
     """
-    tried = _try_moves(race, base, deadline)
+    tried = _try_moves(race, base, _promising_moves(race.space, base, costs), deadline)
     gains = [item for item in tried if item.gains]
     gains.sort(key=lambda item: item.ratio.value)
     applied, faster = _confirm(race, base, [item.move for item in gains])
@@ -426,16 +307,32 @@ def _improve(
     return faster
 
 
-def _try_moves(
-    race: PlacementRace, base: Placement, deadline: float
-) -> list[_TriedMove]:
-    """Every move from `base` alone, timed against it, until the time is up."""
-    layers = set(layer_names(race.space))
-    moves = []
-    for move in _moves(race.space.groups(), base):
+def _promising_moves(
+    space: PlacementSpace, base: Placement, costs: NodeCosts | None
+) -> list[_Move]:
+    """The moves from `base` to time, the cheapest by `costs` first; None: all of them."""
+    layers = set(layer_names(space))
+    moves: list[_Move] = []
+    for move in _moves(space.groups(), base):
         # A move that leaves no layer in INT8 is none that could be written.
         if (base.nodes ^ move.nodes) & layers:
             moves.append(move)
+    if costs is None:
+        return moves
+    most = costs.total(base) * (1 + EXPECTED_LOSS)
+    expected: list[tuple[float, _Move]] = []
+    for move in moves:
+        total = costs.total(_apply(space, base, [move]))
+        if total <= most:
+            expected.append((total, move))
+    expected.sort(key=lambda item: item[0])
+    return [move for _, move in expected]
+
+
+def _try_moves(
+    race: PlacementRace, base: Placement, moves: Sequence[_Move], deadline: float
+) -> list[_TriedMove]:
+    """Each of `moves` from `base` alone, timed against it, until the time is up."""
     tried: list[_TriedMove] = []
     for start in range(0, len(moves), race.group_size):
         if time.perf_counter() >= deadline:

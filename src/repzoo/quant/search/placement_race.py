@@ -1,0 +1,146 @@
+"""Times placements of Q/DQ pairs in turns on the target engine, and profiles them.
+
+Latency does not depend on the values of weights and scales. So weights are rounded to nearest, once
+for all placements, and ranges are min-max here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import onnx
+
+from repzoo.artifact import Artifact
+from repzoo.engines.executed import ExecutedOperator
+from repzoo.errors import InputError
+from repzoo.graph.tools.skeleton import initializer_bytes
+from repzoo.measure import latency
+from repzoo.measure.results import LatencyRatio
+from repzoo.measure.stats import Interval
+from repzoo.quant.calibration.statistics import Statistics
+from repzoo.quant.network.placement import Placement, PlacementSpace
+from repzoo.quant.network.scheme import QuantScheme
+from repzoo.quant.parameters import qdq_writer, ranges, scales
+from repzoo.quant.search.gate import Gate
+
+# Rounds of each race: the 95 % interval of a median of 9 is from the 2nd to the 8th.
+ROUNDS = 9
+CALLS = 3  # of each model in a round, about
+# Placements in one race, besides the one they are compared with. Each is a session that holds
+# the weights: with weights of RACE_BYTES or more there are fewer than LARGEST_RACE.
+SMALLEST_RACE = 4
+LARGEST_RACE = 12
+RACE_BYTES = 2**26
+PROFILED_RUNS = 12
+# A smaller gain may be due to where a session's memory happens to lie (see measure/latency.py).
+SMALLEST_GAIN = 0.98
+
+
+class PlacementRace:
+    """Times placements of one float model in turns.
+
+    space       the placements of the model
+    group_size  placements in one race, besides the one they are compared with
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        model: onnx.ModelProto,
+        statistics: Statistics,
+        scheme: QuantScheme,
+        space: PlacementSpace,
+    ) -> None:
+        self.space = space
+        self._gate = gate
+        self._model = model
+        self._scheme = scheme
+        self._parameters = {
+            name: scales.uint8_parameters(
+                *ranges.minmax(histogram), scheme.activation_symmetric
+            )
+            for name, histogram in statistics.histograms.items()
+        }
+        self._weights = qdq_writer.round_weights(
+            model, layer_names(space), self._parameters, scheme.per_channel
+        )
+        weight_bytes = max(1, initializer_bytes(gate.artifact.model))
+        self.group_size = min(
+            max(RACE_BYTES // weight_bytes, SMALLEST_RACE), LARGEST_RACE
+        )
+
+    def profile(self, placement: Placement | None) -> list[ExecutedOperator] | None:
+        """What the engine executes for `placement` (None: for the float model).
+
+        None where the engine has no profiles, or cannot profile this model.
+        """
+        profile = getattr(self._gate.engine, "profile", None)
+        if profile is None:
+            return None
+        model = self._model
+        if placement is not None:
+            model = self._write_all([placement])[0].model
+        inputs = latency.inputs_for(self._gate.artifact)
+        with contextlib.suppress(InputError):
+            return list(profile(model, inputs, PROFILED_RUNS))
+        return None
+
+    def ratios_to_float(
+        self, placements: Sequence[Placement], seconds: float
+    ) -> list[LatencyRatio]:
+        """The latency of each placement over the float model's; `seconds` of timing for each."""
+        return self._gate.time_against_float(self._write_all(placements), seconds)
+
+    def ratios_to(
+        self, base: Placement, placements: Sequence[Placement], openings: int = 1
+    ) -> list[Interval]:
+        """The latency of each placement over that of `base`.
+
+        openings  of each session; with 1, a placement leaves the race when it cannot win it
+        """
+        rounds = max(ROUNDS, 2 * openings)
+        lost = cannot_win if openings == 1 else None
+        intervals: list[Interval] = []
+        for start in range(0, len(placements), self.group_size):
+            group = placements[start : start + self.group_size]
+            artifacts = self._write_all([base, *group])
+            cases = self._gate.open_cases(artifacts)
+            latency.race(cases, rounds, CALLS, openings, lost)
+            base_case = cases[0]
+            intervals.extend(latency.race_ratio(case, base_case) for case in cases[1:])
+        return intervals
+
+    def _write_all(self, placements: Sequence[Placement]) -> list[Artifact]:
+        """The QDQ model of each placement, with min-max ranges and weights rounded to nearest."""
+        signed = self._scheme.activation_type == "int8"
+        artifacts = []
+        for placement in placements:
+            graph = qdq_writer.insert_qdq(
+                self._model,
+                placement,
+                self._parameters,
+                self._scheme.per_channel,
+                self._weights,
+                signed,
+            )
+            artifacts.append(replace(self._gate.artifact, model=graph))
+        return artifacts
+
+
+def layer_names(space: PlacementSpace) -> list[str]:
+    """The layers that may run in INT8, by their outputs, in graph order."""
+    return [node.output[0] for node in space.layers]
+
+
+def cannot_win(ratios: Sequence[float]) -> bool:
+    """Whether a placement has lost its race, whatever its remaining rounds up to ROUNDS say.
+
+    ratios  of its latency to that of the base, in the rounds so far. To win, the interval of the
+            ratio must be below 1 (at most one round may be slower) and the median at most
+            SMALLEST_GAIN.
+    """
+    slower = sum(ratio >= 1 for ratio in ratios)
+    no_gain = sum(ratio > SMALLEST_GAIN for ratio in ratios)
+    return slower > 1 or no_gain > ROUNDS // 2
