@@ -10,6 +10,8 @@ not measured again.
 
     folded              the folded float model
     on grid             the same from `repzoo harden`
+    on grid, judged     as on grid, with `--judge tool` as `repzoo pack --compile` has it: the tool
+                        itself chooses how weights are rounded, or that they stay as they are
     predicted           the on-grid model as repzoo simulates the tool
     our scales          (rdk-x5) weights on the grid and our scales of activations, which the tool
                         takes from Q/DQ pairs: `calibration_type: load`
@@ -167,12 +169,19 @@ def rescaled(artifact: Artifact) -> Artifact:
     return replace(artifact, model=result.model)
 
 
-def hardened(case: Case, artifact: Artifact, scheme: str, label: str) -> Artifact:
+def hardened(
+    case: Case, artifact: Artifact, scheme: str, label: str, judge: str = "simulation"
+) -> Artifact:
     """What `repzoo harden` makes of `artifact`; from the work folder where it is there."""
     path = case.work / f"{label}.{scheme}.onnx"
     if not path.exists():
         result = verbs.harden(
-            artifact, case.data, target=scheme, images=HARDENING_IMAGES, force=True
+            artifact,
+            case.data,
+            target=scheme,
+            images=HARDENING_IMAGES,
+            force=True,
+            judge=judge,
         )
         report = result.hardening
         assert report is not None
@@ -361,6 +370,9 @@ def forms(case: Case, missing: Missing, scheme: str, run: Callable[..., Any]) ->
             yield "predicted", run_own(case, Artifact.read(path)), {}
         if missing("on grid"):
             yield "on grid", run(for_tool(artifact, scheme).model), {}
+    if missing("on grid, judged"):
+        artifact = hardened(case, case.folded, scheme, "judged", judge="tool")
+        yield "on grid, judged", run(for_tool(artifact, scheme).model), {}
     if missing("rescaled"):
         other = rescaled(case.folded)
         yield "rescaled", run(for_tool(other, scheme).model), {}
@@ -488,6 +500,7 @@ def table(path: Path) -> str:
 VARIANTS = (
     "folded",
     "on grid",
+    "on grid, judged",
     "predicted",
     "our scales",
     "our scales, QDQ",
