@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from repzoo.measure.results import PairedAccuracy
@@ -79,3 +80,20 @@ def test_another_quantizer_places_by_itself(
     refused = run("quantize", *files, *options)
     assert refused.code == 2
     assert "leave out the placement layers, or the recipe ort-static" in refused.err
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_file_of_a_fixed_batch_is_searched_and_profiled(
+    engine: str, run: Run, small_file: Path, tmp_path: Path
+) -> None:
+    """torch's exporter fixes the batch by default, and there is no other to profile with."""
+    pytest.importorskip(engine, reason=f"the {engine} extra is not installed")
+    model = onnx.load(small_file)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 3
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 3
+    onnx.save(model, tmp_path / "three.onnx")
+    files = (tmp_path / "three.onnx", "-o", tmp_path / "o.onnx", "--data", "digits")
+    options = ("--images", 64, "--engine", engine, "--search", 1, "--force", "--json")
+    ran = run("quantize", *files, *options)
+    assert ran.code == 0, ran.err
+    assert ran.document["operators"]
