@@ -78,6 +78,8 @@ class QuantScheme:
             it in INT8 and writes float where no INT8 operator reads the result.
         single_nodes: GELU must be one node (opset 20) where it stands between Q/DQ pairs, since the
             target does not recognize it in several nodes there.
+        gelu_polynomial: GELU is written as a polynomial (parameters/gelu_polynomial.py) where
+            timing shows that the engine computes it faster. Needs single_nodes.
         escape: fallback of a layer that INT8 breaks: float | int16.
         weight_rule: how the target's own tool rounds the weights of a float file: largest | minmax
             | power-of-two (see parameters/weight_grid.py). `harden` puts weights on that grid.
@@ -109,6 +111,7 @@ class QuantScheme:
     fused: tuple[str, ...] = ("Relu", "Clip")
     output_pairs: bool = True
     single_nodes: bool = False
+    gelu_polynomial: bool = False
     escape: str = "float"
     weight_rule: str = "largest"
     opset: int = 0

@@ -33,6 +33,7 @@ from repzoo.quant.network.placement import Placement
 from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters import qdq_writer
 from repzoo.quant.parameters.activation_ranges import ChosenRanges, choose_ranges
+from repzoo.quant.parameters.gelu_polynomial import with_gelu_polynomials
 from repzoo.quant.parameters.gptq import round_rows
 from repzoo.quant.parameters.noise import clipping_shift, rounding_shift
 from repzoo.quant.parameters.scales import (
@@ -188,7 +189,7 @@ def write_qdq(
     scheme: QuantScheme,
 ) -> onnx.ModelProto:
     """The quantized model in ONNX QDQ format."""
-    return qdq_writer.insert_qdq(
+    model = qdq_writer.insert_qdq(
         plan.model,
         placement,
         plan.activations,
@@ -196,6 +197,7 @@ def write_qdq(
         plan.weights,
         signed=scheme.activation_type == "int8",
     )
+    return with_gelu_polynomials(model) if scheme.gelu_polynomial else model
 
 
 def pack_weights(

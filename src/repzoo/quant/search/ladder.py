@@ -48,6 +48,7 @@ from repzoo.progress import Progress, silent
 from repzoo.quant.network.placement import Placement, PlacementSpace
 from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters import qdq_writer
+from repzoo.quant.parameters.gelu_polynomial import LARGEST_ERROR, has_gelu
 from repzoo.quant.rewrites.single_nodes import with_single_nodes
 from repzoo.quant.rewrites.stages import STAGES, FloatModel
 from repzoo.quant.search import placement_search
@@ -72,6 +73,7 @@ from repzoo.quant.search.placement_race import PlacementRace, layer_names
 from repzoo.quant.search.placement_search import SearchResult, TimedPlacement
 from repzoo.quant.search.rewrite_cache import RewriteCache
 from repzoo.quant.search.verdict import Budget, Verdict
+from repzoo.remark import Remark
 
 FALLBACK_COUNTS = (1, 3, 8)  # layers that leave INT8, one candidate each
 # Placements with less in INT8 that are tried for accuracy, at most.
@@ -144,6 +146,7 @@ def quantize(
     if sharing.calibration is not None:
         calibrate_seconds = sharing.calibration.seconds
     search_seconds = min(target.search_seconds, calibrate_seconds)
+    choose_gelu(evaluator)
     if target.placement == "fastest":
         search = search_placement(evaluator, search_seconds)
     else:
@@ -158,6 +161,7 @@ def quantize(
         "gate": round(time.perf_counter() - gate_started, 2),
     }
     remarks += evaluator.comparison.report.sentences()
+    remarks += _gelu_remark(evaluator)
     context = ReportContext(
         _step_settings(evaluator, target, budget),
         describe_images(split),
@@ -194,7 +198,7 @@ def _step_settings(
     statistics = evaluator.builder.cache.original.statistics
     return {
         "engine": target.engine.name,
-        "scheme": asdict(target.scheme),
+        "scheme": asdict(evaluator.builder.scheme),
         "calibration_images": statistics.images,
         **asdict(budget),
     }
@@ -307,6 +311,32 @@ def calibrate(
     original = FloatModel(model, statistics, per_channel=target.scheme.per_channel)
     builder = Builder(artifact, space, target.scheme, RewriteCache(original))
     return Evaluator(gate, comparison, builder, calibrator), calibration.remarks
+
+
+def choose_gelu(evaluator: Evaluator) -> None:
+    """Keep the scheme's polynomials for GELU only where they are faster beyond noise."""
+    builder = evaluator.builder
+    if not builder.scheme.gelu_polynomial:
+        return
+    is_faster = False
+    if has_gelu(builder.cache.original.model):
+        first = builder.space.starting_placements()[0]
+        is_faster = _race(evaluator).polynomial_ratio(first).high < 1
+    builder.scheme = replace(builder.scheme, gelu_polynomial=is_faster)
+    free_memory()
+
+
+def _gelu_remark(evaluator: Evaluator) -> list[str]:
+    """What to know where GELU is a polynomial."""
+    if not evaluator.builder.scheme.gelu_polynomial:
+        return []
+    remark = Remark(
+        "GELU is written as a polynomial, which {engine} computes faster here; it is within "
+        "{error} of GELU, less than an INT8 step",
+        engine=evaluator.gate.engine.name,
+        error=LARGEST_ERROR,
+    )
+    return [remark]
 
 
 def search_placement(evaluator: Evaluator, seconds: float) -> SearchResult:

@@ -23,6 +23,7 @@ from repzoo.quant.calibration.statistics import Statistics
 from repzoo.quant.network.placement import Placement, PlacementSpace
 from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters import qdq_writer, ranges, scales
+from repzoo.quant.parameters.gelu_polynomial import with_gelu_polynomials
 from repzoo.quant.search.gate import Gate
 
 # Rounds of each race: the 95 % interval of a median of 9 is from the 2nd to the 8th.
@@ -112,21 +113,36 @@ class PlacementRace:
             intervals.extend(latency.race_ratio(case, base_case) for case in cases[1:])
         return intervals
 
+    def polynomial_ratio(self, placement: Placement) -> Interval:
+        """The latency with GELU as a polynomial over that with GELU as it is."""
+        plain = self._write(placement)
+        polynomial = replace(plain, model=with_gelu_polynomials(plain.model))
+        cases = self._gate.open_cases([plain, polynomial])
+        latency.race(cases, 2 * ROUNDS, CALLS)
+        return latency.race_ratio(cases[1], cases[0])
+
     def _write_all(self, placements: Sequence[Placement]) -> list[Artifact]:
-        """The QDQ model of each placement, with min-max ranges and weights rounded to nearest."""
-        signed = self._scheme.activation_type == "int8"
+        """The QDQ model of each placement."""
         artifacts = []
         for placement in placements:
-            graph = qdq_writer.insert_qdq(
-                self._model,
-                placement,
-                self._parameters,
-                self._scheme.per_channel,
-                self._weights,
-                signed,
-            )
-            artifacts.append(replace(self._gate.artifact, model=graph))
+            artifact = self._write(placement)
+            if self._scheme.gelu_polynomial:
+                model = with_gelu_polynomials(artifact.model)
+                artifact = replace(artifact, model=model)
+            artifacts.append(artifact)
         return artifacts
+
+    def _write(self, placement: Placement) -> Artifact:
+        """The QDQ model, with min-max ranges and weights rounded to nearest."""
+        graph = qdq_writer.insert_qdq(
+            self._model,
+            placement,
+            self._parameters,
+            self._scheme.per_channel,
+            self._weights,
+            signed=self._scheme.activation_type == "int8",
+        )
+        return replace(self._gate.artifact, model=graph)
 
 
 def layer_names(space: PlacementSpace) -> list[str]:
