@@ -11,10 +11,6 @@ from __future__ import annotations
 import onnx
 
 from repzoo.errors import InputError
-from repzoo.graph.fold.fused import composites_with_nodes
-from repzoo.graph.fold.spelling import GELU_OPSET, respell
-from repzoo.graph.tools.constant_folding import infer_shapes
-from repzoo.graph.tools.ir_model import to_ir, to_proto
 from repzoo.graph.tools.onnx_edit import remove_unused_initializers
 from repzoo.quant.parameters.qdq_writer import prepare_for_qdq, upgrade_opset
 
@@ -28,6 +24,12 @@ def with_single_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
     It stays as it is where it has no GELU in several nodes, or where onnx cannot convert it: it is
     only slower then.
     """
+    # They bring onnx-ir, which `repzoo --help` does not need.
+    from repzoo.graph.fold.fused import composites_with_nodes
+    from repzoo.graph.fold.spelling import GELU_OPSET, respell
+    from repzoo.graph.tools.constant_folding import infer_shapes
+    from repzoo.graph.tools.ir_model import to_ir, to_proto
+
     kinds = [
         composite.kind for composite, _ in composites_with_nodes(to_ir(model).graph)
     ]
