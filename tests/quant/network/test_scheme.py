@@ -52,6 +52,7 @@ def test_every_preset_is_complete() -> None:
             "[a]\nranges = 'mse'\nrange_methods = ['minmax']",
             "ranges must be one of range_methods",
         ),
+        ("[a]\ngelu_polynomial = true", "needs single_nodes = true"),
         ("[a]\n[b]", "must hold one table"),
         ("a = 1", "must hold one table"),
         ("= 1", "is not TOML"),

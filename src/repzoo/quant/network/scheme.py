@@ -135,6 +135,9 @@ class QuantScheme:
                 f"ranges must be one of range_methods ({methods})", self.ranges
             )
 
+        if self.gelu_polynomial and not self.single_nodes:
+            self._refuse("gelu_polynomial needs single_nodes = true", False)
+
     def _refuse(self, requirement: str, value: object) -> NoReturn:
         raise InputError(f"scheme {self.name}: {requirement}; got {value!r}")
 
