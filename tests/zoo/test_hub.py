@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from tests.zoo import hub_stub
 from tests.zoo.hub_stub import COMMIT, Stub
@@ -302,3 +303,98 @@ def test_what_cannot_be_pushed_is_a_sentence(
         assert (ran.code, ran.out) == (2, ""), message
         assert message in ran.err
     assert not server.requests
+
+
+# What is pushed names no folder of this machine
+
+
+def _traced(model: Artifact, path: Path, text: str) -> Artifact:
+    """The model with a stack trace, as PyTorch's exporter writes them, saved at `path`."""
+    model.model.graph.node[0].metadata_props.add(
+        key="pkg.torch.onnx.stack_trace", value=text
+    )
+    return model.save(path)
+
+
+def test_local_paths_are_replaced_and_hashes_stay_true(
+    run: Run, card_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/ann lee")
+    monkeypatch.setenv("LOGNAME", "ann")
+    trace = 'File "/home/ann lee/net.py", line 5, in forward'
+    train = _traced(
+        Artifact.read(card_folder / "m.int8.onnx"), card_folder / "m.train.onnx", trace
+    )
+    int8 = train.then(train.model, repzoo.Step("quantize", "0")).save(
+        card_folder / "m.int8.onnx"
+    )
+    texts = {
+        "card.md": f"```\nrepzoo card '{tmp_path}/m.onnx' --data=/home/ann/photos\n```\n",
+        "records.jsonl": f'{{"note": "in\\n/mnt/x/a.png"}}\n{int8.sha256}\n',
+    }
+    for name, text in texts.items():
+        (card_folder / name).write_text(f"{text}{train.sha256}\n", "utf-8")
+    before = {path.name: path.read_bytes() for path in card_folder.iterdir()}
+    folder = tmp_path / "repository"
+    ran = run("push", card_folder, "owner/name", "-o", folder)
+    assert ran.code == 0, ran.err
+    assert "local paths were replaced by file names, in " in ran.err
+    # What is here stays as it is.
+    assert before == {path.name: path.read_bytes() for path in card_folder.iterdir()}
+    pushed = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert not any(b"/home" in data or b"ann" in data for data in pushed.values())
+    assert not any(str(tmp_path).encode() in data for data in pushed.values())
+    new_train = Artifact.read(folder / "m.train.onnx")
+    new_int8 = Artifact.read(folder / "m.int8.onnx")
+    assert new_train.model.graph.node[0].metadata_props[0].value == (
+        'File "net.py", line 5, in forward'
+    )
+    assert new_int8.steps[-1].input_sha256 == new_train.sha256 != train.sha256
+    card = f"```\nrepzoo card 'm.onnx' --data=photos\n```\n{new_train.sha256}\n"
+    assert pushed["card.md"].decode() == pushed["README.md"].decode() == card
+    assert pushed["records.jsonl"].decode() == (
+        f'{{"note": "in\\na.png"}}\n{new_int8.sha256}\n{new_train.sha256}\n'
+    )
+
+
+def test_files_without_local_paths_are_pushed_as_they_are(
+    run: Run, card_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "repository"
+    ran = run("push", card_folder, "owner/name", "-o", folder)
+    assert (ran.code, "replaced" in ran.err) == (0, False)
+    for name in PUSHED - {"README.md"}:
+        assert (folder / name).read_bytes() == (card_folder / name).read_bytes()
+
+
+def test_the_name_of_the_account_outside_of_paths_is_remarked(
+    run: Run, card_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGNAME", "ann")
+    (card_folder / "records.jsonl").write_text('{"data": "ann"}\n', "utf-8")
+    ran = run("push", card_folder, "owner/name", "-o", tmp_path / "repository")
+    assert "the name of your account, 'ann', is in records.jsonl" in ran.err
+
+
+def test_models_whose_weights_stay_behind_are_refused(
+    run: Run, trained: Artifact, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(trained.model, path, save_as_external_data=True, location="m.onnx.data")
+    ran = run("push", path, "owner/name", "-o", tmp_path / "repository")
+    assert (ran.code, ran.out) == (2, "")
+    assert "keeps weights in another file" in ran.err
+
+
+def test_weights_whose_header_holds_a_path_are_refused(
+    run: Run, tmp_path: Path
+) -> None:
+    for text, message in (
+        ('{"__metadata__": {"from": "/home/ann/x.pt"}}', "holds paths of this machine"),
+        ("[", "is not a readable .safetensors file"),
+    ):
+        path = tmp_path / "w.safetensors"
+        path.write_bytes(len(text).to_bytes(8, "little") + text.encode())
+        ran = run("push", path, "owner/name", "-o", tmp_path / "repository")
+        assert (ran.code, ran.out) == (2, "")
+        assert message in ran.err

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -13,6 +14,7 @@ from repzoo.packs.pack import require_free
 from repzoo.progress import Progress, silent
 from repzoo.report.front_matter import UNKNOWN_LICENSE
 from repzoo.storage import write_together
+from repzoo.verbs.pushed_files import without_local_paths
 from repzoo.zoo import hub
 
 # What a card's folder holds. Nothing else in a folder is uploaded.
@@ -60,7 +62,8 @@ def push(
 ) -> Pushed:
     """Upload the folder of a card, or a model file, to Hugging Face as one commit.
 
-    The card in English becomes README.md, the model card that Hugging Face shows. The server is
+    The card in English becomes README.md, the model card that Hugging Face shows. What is uploaded
+    holds no paths of this machine: file names replace them, and a remark says where. The server is
     $HF_ENDPOINT where that is set; who is logged in is huggingface_hub's matter (`hf auth login`,
     or $HF_TOKEN).
 
@@ -81,21 +84,29 @@ def push(
     remarks = [*_card_remarks(files.get(README))]
     if left_out:
         remarks.append(f"not uploaded: {', '.join(left_out)}")
-    names = tuple(files)
-    if output is not None:
-        folder = Path(output)
-        require_free(folder)
-        write_together([(folder / name, _chunks(file)) for name, file in files.items()])
-        return Pushed(repository, names, folder=folder, remarks=tuple(remarks))
-    progress(f"push {repository}", 0, 0)
-    commit, url = hub.push(
-        repository,
-        files,
-        message or f"Add {path.resolve().name} by repzoo",
-        private=not public,
-        revision=revision,
-    )
-    return Pushed(repository, names, commit, url, remarks=tuple(remarks))
+    with tempfile.TemporaryDirectory(prefix="repzoo-push-") as temporary:
+        cleaned, replaced = without_local_paths(files, path, Path(temporary))
+        remarks += replaced
+        if output is not None:
+            pushed = _write(Path(output), repository, cleaned)
+        else:
+            progress(f"push {repository}", 0, 0)
+            commit, url = hub.push(
+                repository,
+                cleaned,
+                message or f"Add {path.resolve().name} by repzoo",
+                private=not public,
+                revision=revision,
+            )
+            pushed = Pushed(repository, tuple(cleaned), commit, url)
+    return replace(pushed, remarks=tuple(remarks))
+
+
+def _write(folder: Path, repository: str, files: Mapping[str, Path]) -> Pushed:
+    """Write the repository's files to `folder`, which must be free."""
+    require_free(folder)
+    write_together([(folder / name, _chunks(file)) for name, file in files.items()])
+    return Pushed(repository, tuple(files), folder=folder)
 
 
 def _files_of(source: Path) -> tuple[dict[str, Path], list[str]]:

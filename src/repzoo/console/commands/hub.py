@@ -43,7 +43,8 @@ def push(
     """Upload SOURCE, the folder of repzoo card or a model file, to Hugging Face.
 
     REPOSITORY is owner/name. It is made if it does not exist, and private unless --public. The card
-    becomes its model card. Log in before, with: hf auth login
+    becomes its model card. Paths of this machine are replaced by file names. Log in before, with:
+    hf auth login
 
     Other commands take the model as hf:owner/name.
     """

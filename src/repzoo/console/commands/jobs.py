@@ -29,6 +29,7 @@ from repzoo.console.commands.shared import (
 from repzoo.console.options import options_of, preprocess_options, split_options
 from repzoo.console.output import Console
 from repzoo.data.source import open_source
+from repzoo.local_paths import LocalPaths
 from repzoo.measure.record import append as append_records
 from repzoo.measure.record import read as read_records
 from repzoo.progress import silent
@@ -170,8 +171,10 @@ def card(
     with Console(as_json) as console:
         console.describe(source.describe_quantization())
         result = job.run(artifact, source, options, console.progress, records)
-    # For the card, whose reader may type it again.
-    command = shlex.join(["repzoo", *sys.argv[1:]])
+    # For the card, whose reader may type it again, but need not know the folders of this machine.
+    paths = LocalPaths()
+    arguments = [paths.short_argument(argument) for argument in sys.argv[1:]]
+    command = shlex.join(["repzoo", *arguments])
     if not license_id and name in embedded.names():
         license_id = embedded.LICENSE
     files = job.write(result, output, command, license_id)
