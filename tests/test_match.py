@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 import repzoo
+from repzoo.console import screen
 from repzoo.errors import InputError
 from repzoo.measure import record as records_file
 from repzoo.measure.board import BoardLatency
@@ -354,6 +356,29 @@ def test_the_table_fits_eighty_columns_and_names_what_figures_rest_on(
     assert "published for the board, D-Robotics RDK model zoo" in ran.out
     if importlib.util.find_spec("timm"):
         assert ran.err.splitlines()[-1].startswith("next: repzoo export repvit_m1_0 ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--host", "any", "--max-ms", "50", "--min-top1", "60"],
+        ["--max-ms", "1", "--min-top1", "80"],
+        ["--host", "rdk-x5", "--max-ms", "0.1", "--min-top1", "90"],
+        ["--min-top1", "70", "--max-mb", "30"],
+    ],
+)
+def test_an_answer_takes_at_most_a_screen(
+    run: Run, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    ran = run("match", *arguments)
+    aside = ran.err.splitlines()
+    assert len(ran.out.splitlines()) + screen.line_count(aside) <= screen.LINES
+    # What is left out is counted.
+    fits = run("match", *arguments, "--json").document["fits"]
+    rows = [line for line in ran.out.splitlines() if re.match(r" \w+_\w+ +\w", line)]
+    if len(fits) > len(rows):
+        assert f"and {len(fits) - len(rows)} more" in ran.out
 
 
 def test_where_nothing_fits_the_nearest_is_shown_and_the_code_is_4(

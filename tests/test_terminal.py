@@ -20,7 +20,7 @@ import rich_click as click
 
 from repzoo.artifact import Artifact
 from repzoo.cli import cli
-from repzoo.console import next_step, stages
+from repzoo.console import next_step, screen, stages
 from repzoo.verbs import EvaluateOptions
 
 Run = Callable[..., Any]
@@ -336,3 +336,37 @@ def test_a_terminal_shows_bars_and_ends_with_what_to_type_next(
     assert shown.splitlines()[-1].startswith("next: repzoo ")
     # SGR 30 to 49 and 90 to 107 are colors; bold and dim are not.
     assert not re.search(r"\x1b\[(?:\d+;)*(?:3|4|9|10)\d[;m]", shown)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["list"]])
+def test_a_closed_pipe_ends_without_a_word(arguments: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as closed:
+        ran = subprocess.run(
+            [sys.executable, "-m", "repzoo", *arguments],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert (ran.returncode != 0, ran.stderr) == (True, b"")
+
+
+# A screen
+
+
+def test_notes_that_do_not_fit_a_screen_are_counted() -> None:
+    shown = ["a line"] * 16
+    long = "word " * 30  # two lines at 80 columns, with "note: "
+    assert screen.fitting_notes(shown, [long], "card.md") == [long]
+    assert screen.fitting_notes(shown, ["a", long, long, "b"], "card.md") == [
+        "a",
+        long,
+        "2 more notes in card.md",
+    ]
+    full = ["a line"] * 30
+    assert screen.fitting_notes(full, [long, "b"], "--json") == ["2 notes in --json"]
+    assert screen.fitting_notes(full, ["a", "b", "c"], "--json") == [
+        "a",
+        "2 more notes in --json",
+    ]

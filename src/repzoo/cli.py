@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 import rich_click as click
 
@@ -120,9 +120,14 @@ class _Group(click.RichGroup):
             sys.exit(InputError.exit_code)
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
-        except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
-            sys.stdout = None  # else Python complains when it flushes at exit
-            sys.exit(PIPE_CLOSED)
+        except BrokenPipeError:
+            _leave_closed_pipe()
+
+
+def _leave_closed_pipe() -> NoReturn:
+    """End without a word: the reader, such as `head`, has closed the pipe."""
+    sys.stdout = None  # else Python complains when it flushes at exit
+    sys.exit(PIPE_CLOSED)
 
 
 @click.group(
@@ -222,4 +227,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             # File names may hold characters that the terminal's encoding lacks.
             stream.reconfigure(errors="backslashreplace")
-    cli.main(arguments, prog_name="repzoo", standalone_mode=True)
+    try:
+        try:
+            cli.main(arguments, prog_name="repzoo", standalone_mode=True)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    # The help text, which is printed before a command runs.
+    except BrokenPipeError:
+        _leave_closed_pipe()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tests.report.chromium import Tab, chromium
 from tests.report.test_demo import tiny
 from tests.report.test_page import HOSTILE
@@ -189,6 +190,53 @@ def test_files_are_decoded_to_the_pixels_of_python(
         expected = prepare(load_image(path), preprocess)
         actual = np.array(opened.evaluate("[...result.values]"), np.float32)
         np.testing.assert_array_equal(actual, expected.ravel(), name)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_pictures_are_turned_as_python_turns_them(
+    opened: Any, photograph: Photograph, tmp_path: Path, suffix: str
+) -> None:
+    image = photograph(90, 70)
+    # 9 is none of EXIF's; 0 stands for a file without the tag.
+    paths = [tmp_path / f"{orientation}.{suffix}" for orientation in range(10)]
+    for orientation, path in enumerate(paths):
+        exif = Image.Exif()
+        exif[0x112] = orientation
+        image.save(path, exif=exif if orientation else b"")
+    for wish in ("ignore", "apply"):
+        preprocess = Preprocess(size=24, crop_fraction=0.9, orientation=wish)
+        opened.evaluate("(wish) => { spec.orientation = wish; }", wish)
+        for path in paths:
+            assert choose(opened, path) == "done", path
+            expected = prepare(load_image(path), preprocess)
+            actual = np.array(opened.evaluate("[...result.values]"), np.float32)
+            np.testing.assert_array_equal(actual, expected.ravel(), f"{path} {wish}")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_the_orientation_of_adobe_and_of_broken_tags_is_that_of_python(
+    opened: Any, photograph: Photograph, tmp_path: Path, suffix: str
+) -> None:
+    image = photograph(90, 70)
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    text = PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", xmp.decode())
+    options: dict[str, dict[str, Any]] = {
+        "xmp": {"pnginfo": text} if suffix == "png" else {"xmp": xmp},
+        "short": {"exif": b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01"},
+        "none": {"exif": b"Exif\0\0MM"},
+    }
+    if suffix == "jpg":
+        del options["short"]  # Pillow refuses such a JPEG
+    preprocess = Preprocess(size=24, crop_fraction=0.9, orientation="apply")
+    opened.evaluate("spec.orientation = 'apply'")
+    for name, given in options.items():
+        path = tmp_path / f"{name}.{suffix}"
+        image.save(path, **given)
+        assert choose(opened, path) == "done", path
+        expected = prepare(load_image(path), preprocess)
+        actual = np.array(opened.evaluate("[...result.values]"), np.float32)
+        np.testing.assert_array_equal(actual, expected.ravel(), str(path))
 
 
 def test_what_browsers_decode_in_their_own_way_is_classified_with_a_remark(

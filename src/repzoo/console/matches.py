@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from repzoo.console import screen
 from repzoo.console.output import View, make_table
 from repzoo.measure.matching import (
     NEAREST,
@@ -20,7 +21,9 @@ from repzoo.measure.matching import (
 )
 from repzoo.report import figures
 
-SHOWN = 8  # rows of a table; --json has all
+# Rows of a table: as many as leave room for the notes. --json has all.
+SHOWN = 8
+FEWEST = 3
 MARKS = "abcdefghijklmnopqrstuvwxyz"
 UNITS = {"top1": "points", "latency_ms": "ms", "weights_mb": "MB", "macs": "M MACs"}
 NAMES = {"top1": "Top-1", "latency_ms": "ms", "weights_mb": "MB", "macs": "MACs M"}
@@ -75,37 +78,52 @@ def _rests_on(candidate: MatchCandidate, name: str, evidence: Evidence) -> str:
 
 
 def match(result: Match) -> View:
-    """What fits, or what is nearest, as a table with footnotes."""
+    """What fits, or what is nearest, as a table with footnotes: at most a screen."""
+    room = screen.LINES - screen.ASIDES
+    rows = SHOWN
+    shown = _shown(result, rows)
+    while rows > FEWEST and _height(shown, result) > room:
+        rows -= 1
+        shown = _shown(result, rows)
+    return View(_document(result), *shown, remarks=result.remarks, rest="--json")
+
+
+def _height(shown: Sequence[Any], result: Match) -> int:
+    return screen.line_count(shown) + screen.note_lines(result.remarks)
+
+
+def _shown(result: Match, rows: int) -> list[Any]:
+    """What `match` shows, with tables of at most `rows` rows."""
     notes = _Notes()
     shown: list[Any] = []
     if result.fits:
         count = len(result.fits)
         models = "1 model keeps" if count == 1 else f"{count} models keep"
         shown.append(f"{models} every limit, best first:")
-        shown.append(_fitting(result.fits, result, notes))
+        shown.append(_fitting(result.fits, result, notes, rows))
     else:
-        shown += _near(result, notes)
+        shown += _near(result, notes, rows)
     shown += notes.lines()
     if result.fits and result.unknown:
         shown.append(
             f"{len(result.unknown)} more may fit, but figures are missing (--json lists them)"
         )
-    return View(_document(result), *shown, remarks=result.remarks)
+    return shown
 
 
-def _near(result: Match, notes: _Notes) -> list[Any]:
+def _near(result: Match, notes: _Notes, rows: int) -> list[Any]:
     """Tables of what is nearest, and of what cannot be judged."""
     if not result.unknown:
         if not result.misses:
             return ["nothing fits"]
         nearest = result.nearest or result.misses[:NEAREST]
-        return ["nothing fits; the nearest:", _nearest(nearest, result, notes)]
+        return ["nothing fits; the nearest:", _nearest(nearest, result, notes, rows)]
     shown: list[Any] = []
     if result.nearest:
-        table = _nearest(result.nearest, result, notes)
+        table = _nearest(result.nearest, result, notes, rows)
         shown += ["nothing is known to fit; the nearest:", table]
     heading = f"{len(result.unknown)} may fit, but figures are missing:"
-    return [*shown, heading, _unknown(result, notes)]
+    return [*shown, heading, _unknown(result, notes, rows)]
 
 
 def summary_of_failure(result: Match) -> str:
@@ -149,36 +167,39 @@ def _cells(candidate: MatchCandidate, result: Match, notes: _Notes) -> list[str]
 
 
 def _fitting(
-    candidates: Sequence[MatchCandidate], result: Match, notes: _Notes
+    candidates: Sequence[MatchCandidate], result: Match, notes: _Notes, rows: int
 ) -> Table:
     table = _table(result)
-    for candidate in candidates[:SHOWN]:
+    for candidate in candidates[:rows]:
         table.add_row(*_cells(candidate, result, notes))
-    _say_rest(table, len(candidates))
+    _say_rest(table, len(candidates), rows)
     return table
 
 
-def _unknown(result: Match, notes: _Notes) -> Table:
+def _unknown(result: Match, notes: _Notes, rows: int) -> Table:
     table = _table(result, "not known")
-    for candidate in result.unknown[:SHOWN]:
+    for candidate in result.unknown[:rows]:
         names = unknown_figures(candidate, result.limits)
         lacking = ", ".join(NAMES[name] for name in names)
         table.add_row(*_cells(candidate, result, notes), lacking)
-    _say_rest(table, len(result.unknown))
+    _say_rest(table, len(result.unknown), rows)
     return table
 
 
-def _nearest(nearest: Sequence[NearMiss], result: Match, notes: _Notes) -> Table:
+def _nearest(
+    nearest: Sequence[NearMiss], result: Match, notes: _Notes, rows: int
+) -> Table:
     table = _table(result, "misses by")
-    for near in nearest:
+    for near in nearest[:rows]:
         cells = _cells(near.candidate, result, notes)
         table.add_row(*cells, _misses(near.misses))
+    _say_rest(table, len(nearest), rows)
     return table
 
 
-def _say_rest(table: Table, count: int) -> None:
-    if count > SHOWN:
-        table.add_row(f"and {count - SHOWN} more")
+def _say_rest(table: Table, count: int, rows: int) -> None:
+    if count > rows:
+        table.add_row(f"and {count - rows} more")
 
 
 def _misses(misses: Sequence[Miss]) -> str:

@@ -12,6 +12,7 @@ import rich_click as click
 from rich.table import Table
 
 from repzoo.console import stages
+from repzoo.console.screen import fitting_notes
 from repzoo.data.description import DataDescription
 from repzoo.printable import one_line, printable
 from repzoo.storage import json_text
@@ -29,14 +30,20 @@ class View:
     """A result in both forms: `document` for --json, `shown` (text and tables) for a person.
 
     remarks  sentences that go to stderr in either case, and into the document as "remarks"
+    rest     where all remarks can be read, for a view that is to fit a screen; "": it is not
     """
 
     def __init__(
-        self, document: Mapping[str, Any], *shown: Any, remarks: Sequence[str] = ()
+        self,
+        document: Mapping[str, Any],
+        *shown: Any,
+        remarks: Sequence[str] = (),
+        rest: str = "",
     ) -> None:
         self.document = document
         self.shown = shown
         self.remarks = tuple(remarks)
+        self.rest = rest
 
 
 class Summary(View):
@@ -124,7 +131,10 @@ class Console:
                 )
         if self._quiet:
             return
-        for remark in view.remarks:
+        remarks = view.remarks
+        if view.rest and not self._as_json:
+            remarks = tuple(fitting_notes(view.shown, view.remarks, view.rest))
+        for remark in remarks:
             print_aside(f"note: {one_line(remark)}", self._err)
 
     def _complete(self, view: View) -> dict[str, Any]:

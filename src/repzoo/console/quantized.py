@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from repzoo.console import screen
 from repzoo.console.board_card import board_table
 from repzoo.console.evaluations import paired_line
 from repzoo.console.output import Summary, View, make_table
@@ -30,6 +31,7 @@ SHOWN_CANDIDATES = 6
 SHOWN_LAYERS = 3
 SHOWN_CHANNELS = 3
 SHOWN_KEPT = 5
+CARD_NOTE_LINES = 3
 
 
 def quantized(report: QuantReport, path: Path) -> View:
@@ -221,8 +223,6 @@ def card(result: JobResult, files: Sequence[Path]) -> View:
     for form in facts.accuracy_forms:
         if form in facts.ratios and form != "deploy":
             lines.append(_latency_ratio(facts.ratios[form], form.upper()))
-    if facts.half is not None:
-        lines += _half_lines(facts.half.summary)
     lines += [
         f"fold: {fold.before.nodes} nodes -> {fold.after.nodes}, "
         f"largest error {fold.max_abs_error:.2g} (bound {fold.bound:.2g})",
@@ -234,17 +234,36 @@ def card(result: JobResult, files: Sequence[Path]) -> View:
         "files": [str(path) for path in files],
         "remarks": list(result.remarks),
     }
-    tables: list[Any] = [_card_table(facts)]
-    race = facts.quantize.race
-    if race is not None:
-        tables += _race_lines(race)
+    further: list[list[Any]] = []
     if result.board:
-        tables.append(board_table(facts, result.board))
+        further.append([board_table(facts, result.board)])
         document["board"] = to_json(result.board)
+    if facts.quantize.race is not None:
+        further.append(_race_lines(facts.quantize.race))
+    if facts.half is not None:
+        further.append(_half_lines(facts.half.summary))
     remarks = list(result.remarks)
     if not any(path.suffix == ".svg" for path in files):
-        remarks.append(str(MissingExtra("drawing the charts of the card", "page")))
-    return Summary(document, *tables, *lines, f"card: {written}", remarks=remarks)
+        remarks.insert(0, str(MissingExtra("drawing the charts of the card", "page")))
+    shown = _fitting([_card_table(facts)], further, [*lines, f"card: {written}"])
+    return Summary(document, *shown, remarks=remarks, rest=str(written))
+
+
+def _fitting(
+    first: list[Any], further: Sequence[list[Any]], last: list[str]
+) -> list[Any]:
+    """What of a card fits a screen with a few notes; the card has all of it."""
+    room = screen.LINES - screen.ASIDES - CARD_NOTE_LINES
+    middle: list[Any] = []
+    hidden = False
+    for items in further:
+        if screen.line_count([*first, *middle, *items, *last]) <= room:
+            middle += items
+        else:
+            hidden = True
+    if hidden:
+        last = [*last[:-1], f"{last[-1]} has more tables"]
+    return [*first, *middle, *last]
 
 
 def _training_line(training: cards.Training, data_name: str) -> str:
@@ -265,16 +284,15 @@ def _training_line(training: cards.Training, data_name: str) -> str:
 def _card_table(facts: cards.CardFacts) -> Table:
     forms = facts.accuracy_forms
     table = make_table(
-        facts.name, ">float", *(f">{form.upper()}" for form in forms[1:])
+        f"{facts.name}, {figures.pixels(facts.size)}",
+        ">float",
+        *(f">{form.upper()}" for form in forms[1:]),
     )
     costs = [facts.cost[form] for form in forms]
     accuracies = [facts.accuracy[form] for form in forms]
     # The INT8 model has no latency where only a board runs it.
     single = [facts.single.get(form) for form in forms]
     many = [facts.many.get(form) for form in forms]
-    size = figures.pixels(facts.size)
-    table.add_row("size (pixels)", *[size] * len(forms))
-    table.add_row("classes", *[str(facts.classes)] * len(forms))
     _add(table, "parameters (M)", costs, lambda cost: figures.millions(cost.parameters))
     _add(table, "weights (kB)", costs, lambda cost: f"{cost.bytes / 1000:.0f}")
     top1 = f"Top-1 % (n = {facts.paired.n})"

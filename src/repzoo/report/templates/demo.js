@@ -44,7 +44,7 @@ function probabilities(outputs) {
   return powers.map((value) => value / total);
 }
 
-async function classify({ bitmap, isExact, isGif }) {
+async function classify({ bitmap, isExact, isGif, orientation }) {
   const opened = await session;
   let picture = pixelsOf(bitmap);
   let isAsPillow = isExact;
@@ -54,7 +54,7 @@ async function classify({ bitmap, isExact, isGif }) {
     isAsPillow &&= exact !== null && !isGif;
   }
   bitmap.close();
-  const pixels = resizedAndCropped(picture, spec);
+  const pixels = resizedAndCropped(upright(picture, orientation), spec);
   const values = modelInput(pixels, spec);
   const batch = new values.constructor(values.length * spec.dims[0]); // where the graph fixes N, the first counts
   batch.set(values);
