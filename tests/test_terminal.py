@@ -365,7 +365,10 @@ def test_notes_that_do_not_fit_a_screen_are_counted() -> None:
         "2 more notes in card.md",
     ]
     full = ["a line"] * 30
-    assert screen.fitting_notes(full, [long, "b"], "--json") == ["2 notes in --json"]
+    assert screen.fitting_notes(full, [long, "b"], "--json") == [
+        "word " * 14 + "...",
+        "2 notes in --json",
+    ]
     assert screen.fitting_notes(full, ["a", "b", "c"], "--json") == [
         "a",
         "2 more notes in --json",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -42,7 +43,13 @@ def fitting_notes(shown: Sequence[Any], remarks: Sequence[str], rest: str) -> li
         if note_lines([*fitting, remark]) > room - 1:
             break
         fitting.append(remark)
+    if not fitting:
+        width = COLUMNS * (room - 1) - len("note: ")
+        start = textwrap.shorten(remarks[0], width, placeholder=" ...")
+        return [start, f"{_counted(len(remarks), 'note')} in {rest}"]
     hidden = len(remarks) - len(fitting)
-    notes = "note" if hidden == 1 else "notes"
-    more = "more " if fitting else ""
-    return [*fitting, f"{hidden} {more}{notes} in {rest}"]
+    return [*fitting, f"{_counted(hidden, 'more note')} in {rest}"]
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -85,7 +85,11 @@ def _frame(height: int) -> Spec:
         "autosize": {"type": "fit", "contains": "padding"},
         # As strong as the points: those of an interval's mark would be pale. On top, since
         # beside the plot a long name would be cut.
-        "config": {"legend": {"symbolOpacity": 1, "orient": "top"}},
+        # A wider font than the one that the chart was laid out with must not reach the title.
+        "config": {
+            "legend": {"symbolOpacity": 1, "orient": "top"},
+            "axisY": {"titlePadding": 12},
+        },
     }
 
 

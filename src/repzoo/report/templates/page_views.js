@@ -27,6 +27,7 @@ async function draw(place, chart, values, onClick) {
   // With `ast` Vega interprets its expressions: the page forbids to run text as code.
   const options = { actions: false, ast: true, renderer: "svg", config, tooltip: { theme: isDark ? "dark" : "light" } };
   const result = await vegaEmbed(place, { ...chart, data: { values } }, options);
+  place.querySelector("svg").setAttribute("aria-hidden", "true"); // `place` has the label
   result.view.addEventListener("click", (event, item) => {
     if (item?.datum?.model !== undefined) onClick?.(item.datum);
   });
@@ -61,11 +62,13 @@ function showSection(place, section) {
   const frame = { class: "scroll", tabindex: "0", role: "region", "aria-label": word(section.title) };
   const table = add(add(place, "div", "", frame), "table");
   const head = add(add(table, "thead"), "tr");
-  for (const name of section.head) add(head, "th", word(name), { scope: "col" });
+  // A column that no row fills would only take room.
+  const isFilled = section.head.map((_, i) => !section.rows.length || section.rows.some((cells) => cellText(cells[i]) !== ""));
+  for (const name of section.head.filter((_, i) => isFilled[i])) add(head, "th", word(name), { scope: "col" });
   const lines = add(table, "tbody");
   for (const [index, cells] of section.rows.entries()) {
     const line = add(lines, "tr");
-    for (const text of cells.map(cellText)) {
+    for (const text of cells.map(cellText).filter((_, i) => isFilled[i])) {
       add(line, "td", text, { dir: "auto", class: text.length > 32 ? "wide" : "short" });
     }
     const picture = section.images?.[index];
