@@ -59,14 +59,24 @@ def test_a_fused_activation_is_quantized_once_after_it() -> None:
 
 def test_an_activation_with_another_reader_before_it_is_not_fused() -> None:
     model = graph("a = Conv <pads = [1, 1, 1, 1]> (x, w) r = Relu (a) y = Mul (a, r)")
-    assert everything(model).tensors == ("x", "a")
+    assert everything(model).tensors == ("x", "a", "r")
 
 
 def test_a_swish_is_not_fused() -> None:
     model = graph(
         "a = Conv <pads = [1, 1, 1, 1]> (x, w) s = Sigmoid (a) y = Mul (a, s)"
     )
-    assert everything(model).tensors == ("x", "a")
+    assert everything(model, "rknn").tensors == ("x", "a")
+
+
+def test_a_swish_runs_in_int8_where_both_of_its_operators_do() -> None:
+    """Both nodes are one group, so that a search moves them together."""
+    conv = "Conv <pads = [1, 1, 1, 1]>"
+    model = graph(f"a = {conv} (x, w) s = Sigmoid (a) r = Mul (a, s) y = {conv} (r, w)")
+    assert everything(model).tensors == ("x", "a", "s", "r")
+    assert everything(model).nodes == {"a", "s", "r", "y"}
+    groups = PlacementSpace(model, load_scheme("ort-cpu")).groups()
+    assert groups["Swish at 8 px"] == {"s", "r"}
 
 
 SWISH = "s = Sigmoid (a) r = Mul (a, s)"
@@ -87,7 +97,8 @@ def test_an_activation_is_fused_where_the_target_fuses_it(spelt: str) -> None:
         "a",
         "y",
     }  # and nothing inside the activation is INT8
-    assert everything(model).tensors == ("x", "a", "r")
+    inner = ("s",) if spelt == SWISH else ()
+    assert everything(model).tensors == ("x", "a", *inner, "r")
 
 
 @pytest.mark.parametrize("also", ["y = Mul (t, s)", "y = Mul (t, a)"])
@@ -99,15 +110,16 @@ def test_an_activation_with_another_reader_inside_is_not_one(also: str) -> None:
 
 
 def test_a_scheme_says_which_operators_are_int8() -> None:
-    """A gate of squeeze-and-excitation: INT8 for OpenVINO, float for ONNX Runtime; a Concat
-    that MNN's list leaves out.
+    """A gate of squeeze-and-excitation: INT8 on ONNX Runtime, but for its sigmoid on OpenVINO,
+    float on TensorRT; a Concat that MNN's list leaves out.
     """
     gated = graph(
         "a = Conv <pads = [1, 1, 1, 1]> (x, w) p = GlobalAveragePool (a) g = Sigmoid (p) s = Mul (a, g)"
         " y = Conv <pads = [1, 1, 1, 1]> (s, w)"
     )
     assert everything(gated, "openvino-cpu").nodes == {"a", "p", "s", "y"}
-    assert everything(gated).nodes == {"a", "p", "y"}
+    assert everything(gated).nodes == {"a", "p", "g", "s", "y"}
+    assert everything(gated, "tensorrt").nodes == {"a", "p", "y"}
     joined = graph(
         "a = Conv <pads = [1, 1, 1, 1]> (x, w) k = Concat <axis = 1> (a, x) y = Conv (k, both)",
         "float[N, 8, H, W] y",

@@ -17,7 +17,7 @@ from repzoo.quant.calibration.statistics import Statistics
 from repzoo.quant.network import layers
 from repzoo.quant.network.placement import Placement
 from repzoo.quant.network.scheme import load_scheme
-from repzoo.quant.parameters import compute, sqnr
+from repzoo.quant.parameters import activation_ranges, compute, sqnr
 from repzoo.quant.parameters.compute import Corrections
 from repzoo.quant.parameters.ranges import ChosenRange
 from repzoo.quant.rewrites import equalize
@@ -311,3 +311,25 @@ def test_rescaled_channels_do_not_change_the_int8_result(name: str) -> None:
 
 def equalize_model(model: onnx.ModelProto) -> onnx.ModelProto:
     return equalize.equalize_ranges(model).model
+
+
+def test_a_sigmoid_in_int8_has_the_range_of_the_function() -> None:
+    """Whatever was seen of it, and whatever the method: what it gates would shrink otherwise."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 17]>
+        g (float[N, 3, 12, 12] data) => (float[N, 5] y) {
+        a = Conv (data, first) s = Sigmoid (a) b = Mul (a, s) c = Conv (b, second)
+        p = GlobalAveragePool (c) y = Flatten (p) }"""
+    )
+    random = np.random.default_rng(0)
+    for name, shape in {"first": (8, 3, 1, 1), "second": (5, 8, 1, 1)}.items():
+        values = random.standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    scheme = load_scheme("ort-cpu")
+    placement = candidates(model, scheme)[0]
+    statistics = collect(model, placement)
+    for method in ("auto", "minmax", "percentile"):
+        chosen = activation_ranges.choose_ranges(
+            model, placement, statistics, scheme, method
+        )
+        assert chosen["s"] == ("function", (0.0, 1.0))

@@ -9,7 +9,8 @@ what computing nodes read is quantized. A node that moves data passes integers o
 what it moves stands in front of it.
 
 The scheme says which operators may run in INT8 (`quantized`) and which activations are fused
-(`fused`). The nodes of a composite activation never run in INT8.
+(`fused`). The nodes of a composite activation run in INT8 only where the scheme has all of their
+operators: SiLU in ONNX Runtime, a table for its sigmoid and a product of integers.
 """
 
 from __future__ import annotations
@@ -71,19 +72,24 @@ class PlacementSpace:
         for name, item in self._view.constants.items():
             self._shapes[name] = tuple(item.dims)
         self._composites = self._view.composite_activations()
+        self._kinds: dict[str, str] = {}  # of composites in INT8, by first outputs
         self.layers: list[onnx.NodeProto] = []
         self.around: list[onnx.NodeProto] = []
         self._sort_nodes()
 
     def _sort_nodes(self) -> None:
         """Fill `layers` and `around`."""
-        in_composites: set[str] = set()
+        in_float: set[str] = set()
         for composite in self._composites.values():
-            in_composites.update(composite.nodes)
+            nodes = [self._view.producers[name] for name in composite.nodes]
+            if all(self._is_around(node) for node in nodes):
+                self._kinds.update(dict.fromkeys(composite.nodes, composite.kind))
+            else:
+                in_float.update(composite.nodes)
         for node in self._view.nodes:
             if self._is_layer(node):
                 self.layers.append(node)
-            elif node.output[0] not in in_composites and self._is_around(node):
+            elif node.output[0] not in in_float and self._is_around(node):
                 self.around.append(node)
 
     def placement(self, name: str, nodes: Iterable[str]) -> Placement:
@@ -253,7 +259,7 @@ class PlacementSpace:
         if node.op_type in ELEMENTWISE:
             # a sum with a constant would need a scale for the constant
             activations = {*node.input, *node.output}
-        elif node.op_type in (*DATA_MOVEMENT, *POOLING):
+        elif node.op_type in (*DATA_MOVEMENT, *POOLING, "Sigmoid"):
             # further inputs are shapes, axes and split sizes
             activations = {node.input[0], *node.output}
         else:
@@ -272,6 +278,8 @@ class PlacementSpace:
 
     def _kind(self, node: onnx.NodeProto) -> str:
         """A name for nodes that are likely to gain or lose alike in INT8."""
+        if node.output[0] in self._kinds:
+            return self._kinds[node.output[0]]
         if node.op_type in DATA_MOVEMENT:
             return "moving"
         if node.op_type in POOLING:

@@ -49,7 +49,7 @@ from repzoo.quant.network.placement import Placement, PlacementSpace
 from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters import qdq_writer
 from repzoo.quant.parameters.gelu_polynomial import LARGEST_ERROR, has_gelu
-from repzoo.quant.rewrites.single_nodes import with_single_nodes
+from repzoo.quant.rewrites.single_nodes import single_node_remarks, with_single_nodes
 from repzoo.quant.rewrites.stages import STAGES, FloatModel
 from repzoo.quant.search import placement_search
 from repzoo.quant.search.builder import Builder
@@ -285,7 +285,8 @@ def calibrate(
 ) -> tuple[Evaluator, list[str]]:
     """Run the calibration pass, unless it is `shared`.
 
-    Returns what builds and measures candidates from its statistics, and remarks on the images.
+    Returns what builds and measures candidates from its statistics, and remarks on the images and
+    the opset.
 
     Raises:
         InputError: the model has no layer to quantize, or no image can be read.
@@ -296,8 +297,10 @@ def calibrate(
             artifact, split.calibration, [target.scheme], target.engine, gate.progress
         )
     model = shared.model
+    remarks = list(shared.calibration.remarks)
     if target.scheme.single_nodes:
-        model = with_single_nodes(model)
+        model = with_single_nodes(shared.model)
+        remarks += single_node_remarks(shared.model, model)
     space = PlacementSpace(model, target.scheme)
     calibrator = Calibrator(artifact, target.engine, gate.progress)
     calibration = shared.for_placements(starting_placements(artifact, space))
@@ -312,7 +315,7 @@ def calibrate(
     comparison.add_margins(calibration.images, statistics.margins)
     original = FloatModel(model, statistics, per_channel=target.scheme.per_channel)
     builder = Builder(artifact, space, target.scheme, RewriteCache(original))
-    return Evaluator(gate, comparison, builder, calibrator), calibration.remarks
+    return Evaluator(gate, comparison, builder, calibrator), remarks
 
 
 def choose_gelu(evaluator: Evaluator) -> None:
