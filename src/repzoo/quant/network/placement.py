@@ -150,8 +150,8 @@ class PlacementSpace:
         dense = [node for node in self.layers if self._kind(node) != "depthwise"]
         named = {
             "everything": [*self.layers, *self.around],
-            "everything but depthwise": [*dense, *self.around],
             "layers": self.layers,
+            "everything but depthwise": [*dense, *self.around],
             "dense": dense,
         }
         for width in WIDTHS:
