@@ -338,6 +338,12 @@ def test_the_largest_weight_of_a_channel_uses_the_whole_range(values: Numbers) -
     assert (largest[peaks > 1e-12] == 127).all()
 
 
+def test_weights_of_7_bits_use_their_range() -> None:
+    values = np.array([[0.5, -1.0], [0.25, 0.125]], np.float32)
+    result = scales.quantize_weight(values, 0, limit=64)
+    assert result.values.tolist() == [[32, -64], [64, 32]]
+
+
 def test_a_channel_of_zeros_has_a_usable_scale() -> None:
     values = np.array([[1, -2], [0, 0]], np.float32)
     result = scales.quantize_weight(values, 0)

@@ -34,6 +34,7 @@ from repzoo.quant.network.graph_view import integer_attribute
 from repzoo.quant.network.layers import WEIGHTED, is_scaled_product
 from repzoo.quant.network.placement import Placement
 from repzoo.quant.parameters.scales import (
+    INT8_MAX,
     ActivationParameters,
     QuantizedWeight,
     quantize_weight,
@@ -375,10 +376,12 @@ def round_weights(
     nodes: Collection[str],
     activations: Mapping[str, ActivationParameters],
     per_channel: bool,
+    limit: int = INT8_MAX,
 ) -> dict[str, QuantizedWeight]:
     """The weights of the layers among `nodes`, rounded to nearest as `insert_qdq` does.
 
     For callers that write many placements of one model: each weight is rounded only once.
+    `limit` is the largest magnitude of an integer.
     """
     initializers = {item.name: item for item in model.graph.initializer}
     weights: dict[str, QuantizedWeight] = {}
@@ -386,7 +389,7 @@ def round_weights(
         name = node.output[0]
         if node.op_type in WEIGHTED and name in nodes:
             weights[name] = _round_to_nearest(
-                initializers, node, activations, per_channel
+                initializers, node, activations, per_channel, limit
             )
     return weights
 
@@ -396,6 +399,7 @@ def _round_to_nearest(
     node: onnx.NodeProto,
     activations: Mapping[str, ActivationParameters],
     per_channel: bool,
+    limit: int = INT8_MAX,
 ) -> QuantizedWeight:
     """The weight of `node` with the smallest scales for which its bias fits into int32."""
     values = numpy_helper.to_array(initializers[node.input[1]])
@@ -405,8 +409,8 @@ def _round_to_nearest(
         input_scale = float(np.float32(activations[node.input[0]].scale))
         min_scale = np.abs(bias) / (input_scale * MAX_BIAS_CODE)
     if per_channel:
-        return quantize_weight(values, _output_axis(node), min_scale)
-    return quantize_weight(values, None, float(np.max(min_scale)))
+        return quantize_weight(values, _output_axis(node), min_scale, limit)
+    return quantize_weight(values, None, float(np.max(min_scale)), limit)
 
 
 def _output_axis(node: onnx.NodeProto) -> int:

@@ -116,6 +116,7 @@ def quantize_weight(
     values: npt.NDArray[np.float32],
     axis: int | None,
     min_scale: Float | float = 0.0,
+    limit: int = INT8_MAX,
 ) -> QuantizedWeight:
     """Round `values` to the nearest symmetric int8, with the smallest scales that do not clip.
 
@@ -123,6 +124,7 @@ def quantize_weight(
         values: weights of any shape.
         axis: one scale for each slice along it; None for one scale in all.
         min_scale: no scale is smaller. A slice of zeros gets it, or 1 if it is 0.
+        limit: the largest magnitude of an integer.
     """
     # the slices along the first axis, then as rows
     slices = values[None]
@@ -130,9 +132,9 @@ def quantize_weight(
         slices = np.moveaxis(values, axis, 0)
     rows = slices.reshape(len(slices), -1).astype(np.float64)
     largest = np.abs(rows).max(axis=1)
-    scale = usable_scale(np.maximum(largest / INT8_MAX, min_scale))
+    scale = usable_scale(np.maximum(largest / limit, min_scale))
     codes = np.round(rows / scale[:, None])
-    integers = np.clip(codes, -INT8_MAX, INT8_MAX).astype(np.int8)
+    integers = np.clip(codes, -limit, limit).astype(np.int8)
     shaped = integers.reshape(slices.shape)
     if axis is None:
         return QuantizedWeight(scale, shaped[0])
