@@ -28,6 +28,7 @@ from typing import Any, Protocol, TypeGuard
 import numpy.typing as npt
 import onnx
 
+from repzoo.engines.executed import ExecutedOperator
 from repzoo.errors import InputError
 from repzoo.plugins import Plugin, PluginTable
 from repzoo.preprocessing import Preprocess
@@ -71,8 +72,7 @@ class Engine(Protocol):
                               that make sums of 8-bit products exact
     computes_bfloat16()       whether this machine has bfloat16 arithmetic that the engine uses
 
-    profile(model, inputs, runs)  what it executes for `model` on one thread and how long each of
-                              its operators takes, as a list of executed.ExecutedOperator
+    profiler(model, inputs)   a Profiler of `model` on one thread
     open_pack(path, preprocess, streams)  see PackEngine
 
     name  as in ENGINES, with the option where there is one: "openvino:GPU"
@@ -95,6 +95,20 @@ class Engine(Protocol):
         threads  of each call
         exact    without graph optimizations, for comparisons with other runtimes
         streams  clients that will call at once; some runtimes must know this beforehand
+
+        Raises:
+            InputError: the runtime cannot run the model; the message says why.
+        """
+
+
+class Profiler(Protocol):
+    """A compiled model that tells what the runtime executes for it. It runs once.
+
+    Compiling is apart from running: several may be compiled at once, and then run alone.
+    """
+
+    def run(self, runs: int) -> list[ExecutedOperator]:
+        """The operators in their order, each with the shortest of its times in `runs` runs.
 
         Raises:
             InputError: the runtime cannot run the model; the message says why.
@@ -182,6 +196,17 @@ def _status(name: str) -> EngineStatus:
         return EngineStatus(name, engine(name).version(), tuple(options(name)))
     except InputError as error:
         return EngineStatus(name, problem=str(error))
+
+
+def profiler(runner: Engine, model: onnx.ModelProto, inputs: Array) -> Profiler | None:
+    """The profiler of `model` on `runner`; None where there is none, or none for this model."""
+    open_profiler = getattr(runner, "profiler", None)
+    if open_profiler is None:
+        return None
+    with contextlib.suppress(InputError):
+        opened: Profiler = open_profiler(model, inputs)
+        return opened
+    return None
 
 
 def engine(name: str) -> Engine:

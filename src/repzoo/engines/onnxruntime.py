@@ -14,8 +14,7 @@ import onnx.numpy_helper
 import onnxruntime as ort
 
 from repzoo import protobuf_stream as wire
-from repzoo.engines import Array, Feeds, onnxruntime_profile
-from repzoo.engines.executed import ExecutedOperator
+from repzoo.engines import Array, Feeds
 from repzoo.engines.limits import (
     LOOP_SECONDS,
     LOOPS,
@@ -25,6 +24,7 @@ from repzoo.engines.limits import (
     memory_limit,
     operators_in,
 )
+from repzoo.engines.onnxruntime_profile import OnnxRuntimeProfiler
 from repzoo.engines.signature import Signature, describe, numbers, signature_of
 from repzoo.errors import InputError, first_line
 
@@ -95,15 +95,11 @@ class OnnxRuntime:
             )
         return OnnxRuntimeSession(session, signature_of(model), shared, operators)
 
-    def profile(
-        self, model: onnx.ModelProto, inputs: Array, runs: int
-    ) -> list[ExecutedOperator]:
+    def profiler(self, model: onnx.ModelProto, inputs: Array) -> OnnxRuntimeProfiler:
         """See `engines.Engine`."""
         options = _session_options(1, False, self._exact_products)
         try:
-            return onnxruntime_profile.profile(
-                model, options, self._provider, inputs, runs
-            )
+            return OnnxRuntimeProfiler(model, options, self._provider, inputs)
         except Exception as error:
             raise InputError(
                 f"onnxruntime cannot profile this model: {_reason(error)}"

@@ -19,36 +19,51 @@ import onnxruntime as ort
 
 from repzoo.engines import Array
 from repzoo.engines.executed import ExecutedOperator, LabeledModel
+from repzoo.errors import InputError, first_line
 
 WARM_UP_RUNS = 3
 KERNEL = "_kernel_time"
 BLOCKED = "_nchwc"  # behind the name of a tensor in blocks of channels
 
 
-def profile(
-    model: onnx.ModelProto,
-    options: ort.SessionOptions,
-    provider: str,
-    inputs: Array,
-    runs: int,
-) -> list[ExecutedOperator]:
-    """What a session with these `options` executes for `model`, in its order."""
-    labeled = LabeledModel(model)
-    with tempfile.TemporaryDirectory() as folder:
+class OnnxRuntimeProfiler:
+    """See `engines.Profiler`. It runs once: ONNX Runtime ends the trace then."""
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        options: ort.SessionOptions,
+        provider: str,
+        inputs: Array,
+    ) -> None:
+        """A session of `model` with these `options`."""
+        self._labeled = LabeledModel(model)
+        self._inputs = inputs
+        # Removed with the profiler, also where it never runs.
+        self._folder = tempfile.TemporaryDirectory()
         options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        session = ort.InferenceSession(
-            labeled.model.SerializeToString(), options, providers=[provider]
+        options.profile_file_prefix = str(Path(self._folder.name) / "profile")
+        self._session = ort.InferenceSession(
+            self._labeled.model.SerializeToString(), options, providers=[provider]
         )
-        feeds = {session.get_inputs()[0].name: inputs}
-        for _ in range(WARM_UP_RUNS + runs):
-            session.run(None, feeds)
-        events = json.loads(Path(session.end_profiling()).read_text())
-    operators: list[ExecutedOperator] = []
-    for name, (kind, durations) in _kernels(events).items():
-        nodes = labeled.nodes_in([name.removesuffix(BLOCKED)])
-        operators.append(ExecutedOperator(kind, "", nodes, float(min(durations))))
-    return operators
+
+    def run(self, runs: int) -> list[ExecutedOperator]:
+        """See `engines.Profiler.run`."""
+        feeds = {self._session.get_inputs()[0].name: self._inputs}
+        try:
+            for _ in range(WARM_UP_RUNS + runs):
+                self._session.run(None, feeds)
+        except Exception as error:
+            raise InputError(
+                f"onnxruntime cannot profile this model: {first_line(error)}"
+            ) from None
+        events = json.loads(Path(self._session.end_profiling()).read_text())
+        self._folder.cleanup()
+        operators: list[ExecutedOperator] = []
+        for name, (kind, durations) in _kernels(events).items():
+            nodes = self._labeled.nodes_in([name.removesuffix(BLOCKED)])
+            operators.append(ExecutedOperator(kind, "", nodes, float(min(durations))))
+        return operators
 
 
 def _kernels(

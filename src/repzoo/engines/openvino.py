@@ -15,12 +15,14 @@ exact=True means float32 arithmetic (on some CPUs the default is bfloat16), accu
 low-precision transformations (Q/DQ is then computed in float32 between its quantized values),
 and no fused subgraphs. OpenVINO has no switch for the fusions that remain.
 
-No model cache is kept on disk: CACHE_DIR stays unset.
+No model cache is kept on disk: CACHE_DIR stays unset. What was compiled lately is kept in memory,
+exported (openvino_compiled.py), because a search opens the same files many times.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import threading
 from typing import Any
 
@@ -28,8 +30,10 @@ import numpy as np
 import onnx
 
 from repzoo.cores import available_cores
-from repzoo.engines import Array, Feeds, openvino_profile
-from repzoo.engines.executed import ExecutedOperator, LabeledModel
+from repzoo.engines import Array, Feeds
+from repzoo.engines.executed import LabeledModel
+from repzoo.engines.openvino_compiled import CompiledModels
+from repzoo.engines.openvino_profile import OpenVinoProfiler
 from repzoo.engines.signature import Signature, require_one_input, signature_of
 from repzoo.errors import InputError
 from repzoo.privacy import unreported
@@ -73,17 +77,17 @@ class OpenVino:
         if self._device == "CPU":
             settings = _cpu_settings(threads, streams, exact)
         try:
-            graph = _core().read_model(model.SerializeToString())
+            content = model.SerializeToString()
+            graph = _core().read_model(content)
             _require_known_types(graph)
-            return OpenVinoSession(graph, signature_of(model), self._device, settings)
+            compiler = _Compiler(graph, content, self._device, settings)
+            return OpenVinoSession(compiler, signature_of(model))
         except RuntimeError as error:
             raise InputError(
                 f"openvino cannot compile this model: {_reason(error)}"
             ) from None
 
-    def profile(
-        self, model: onnx.ModelProto, inputs: Array, runs: int
-    ) -> list[ExecutedOperator]:
+    def profiler(self, model: onnx.ModelProto, inputs: Array) -> OpenVinoProfiler:
         """See `engines.Engine`."""
         labeled = LabeledModel(model)
         settings = {"PERF_COUNT": True}
@@ -93,11 +97,11 @@ class OpenVino:
             graph = _core().read_model(labeled.model.SerializeToString())
             graph.reshape(list(inputs.shape))
             compiled = _core().compile_model(graph, self._device, settings)
-            return openvino_profile.profile(compiled, labeled, inputs, runs)
         except RuntimeError as error:
             raise InputError(
                 f"openvino cannot profile this model: {_reason(error)}"
             ) from None
+        return OpenVinoProfiler(compiled, labeled, inputs)
 
 
 def _cpu_settings(threads: int, streams: int, exact: bool) -> dict[str, Any]:
@@ -129,24 +133,60 @@ def _require_known_types(graph: Any) -> None:
             )
 
 
+class _Compiler:
+    """Compiles one graph for the shapes that it is asked for.
+
+    graph    OpenVINO's model
+    content  the ONNX file that it was read from
+    """
+
+    def __init__(
+        self, graph: Any, content: bytes, device: str, settings: dict[str, Any]
+    ) -> None:
+        self._graph = graph
+        self._device = device
+        self._settings = settings
+        self._digest = hashlib.blake2b(content).digest()
+        self._open_shape = graph.inputs[0].partial_shape
+
+    @property
+    def fixed_shape(self) -> tuple[int, ...] | None:
+        """Of the input, where the file fixes it."""
+        is_static = self._open_shape.is_static
+        return tuple(self._open_shape.to_shape()) if is_static else None
+
+    def compile(self, shape: tuple[int, ...]) -> Any:
+        """The compiled model for `shape`; () leaves its open sides open.
+
+        Raises:
+            RuntimeError: OpenVINO cannot compile it.
+        """
+        if self._device != "CPU":
+            return self._compile(shape)
+        key = (self._digest, shape, tuple(self._settings.items()))
+        return _compiled_models().get(key, lambda: self._compile(shape), self._import)
+
+    def _compile(self, shape: tuple[int, ...]) -> Any:
+        self._graph.reshape(list(shape) if shape else self._open_shape)
+        return _core().compile_model(self._graph, self._device, self._settings)
+
+    def _import(self, exported: bytes) -> Any:
+        return _core().import_model(exported, self._device, self._settings)
+
+
 class OpenVinoSession:
     """A model, compiled for the shapes that it is given. Each client thread has its own request."""
 
-    def __init__(
-        self, model: Any, signature: Signature, device: str, settings: dict[str, Any]
-    ) -> None:
-        """`model` is OpenVINO's; a fixed input shape is compiled at once."""
-        self._model = model
+    def __init__(self, compiler: _Compiler, signature: Signature) -> None:
+        """A fixed input shape is compiled at once."""
+        self._compiler = compiler
         self._signature = signature
-        self._device = device
-        self._settings = settings
-        self._shape = model.inputs[0].partial_shape
         # By input shape; () is the one with open dimensions.
         self._compiled: dict[tuple[int, ...], Any] = {}
         self._lock = threading.Lock()
         self._thread = threading.local()
-        if self._shape.is_static:
-            self._compile(tuple(self._shape.to_shape()))
+        if compiler.fixed_shape is not None:
+            self._compile(compiler.fixed_shape)
 
     def run(self, inputs: Array | Feeds) -> Array:
         """See `engines.Session.run`."""
@@ -186,10 +226,7 @@ class OpenVinoSession:
     def _compile(self, shape: tuple[int, ...]) -> None:
         """Compile the model for `shape`; () leaves its open sides open."""
         try:
-            self._model.reshape(list(shape) if shape else self._shape)
-            self._compiled[shape] = _core().compile_model(
-                self._model, self._device, self._settings
-            )
+            self._compiled[shape] = self._compiler.compile(shape)
         except RuntimeError as error:
             raise InputError(
                 f"openvino cannot compile this model: {_reason(error)}"
@@ -200,6 +237,12 @@ class OpenVinoSession:
 def _core() -> Any:
     """OpenVINO's core. Reading its plugins and devices takes a while, so all sessions share one."""
     return ov.Core()
+
+
+@functools.cache
+def _compiled_models() -> CompiledModels:
+    """What was compiled lately, by any engine of this process."""
+    return CompiledModels()
 
 
 def _reason(error: Exception) -> str:

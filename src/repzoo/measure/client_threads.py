@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import threading
-import time
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -82,12 +81,9 @@ class ClientThreads:
     def warm_up(self) -> None:
         """Let every client call a few times.
 
-        The first call, in which some engines compile, is apart.
+        The first call, in which some engines prepare memory for a thread, is apart.
         """
-        began = time.perf_counter()
         self._run_together(lambda nanoseconds, _: self._call_until(nanoseconds, 0, 1))
-        if self._session_number == 0:
-            self.case.open_seconds += time.perf_counter() - began
         limit = round(WARM_UP_SECONDS * 1e9)
         _, counts = self._run_together(
             lambda nanoseconds, start: self._call_until(

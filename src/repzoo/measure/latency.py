@@ -84,6 +84,7 @@ __all__ = [
     "random_input",
     "ratio",
     "run",
+    "time_for_ratios",
 ]
 
 # The fewest rounds, and the longest round: more seconds make more rounds.
@@ -179,6 +180,25 @@ def race(
                     live.append(other)
             if len(live) == 1:
                 break
+
+
+def time_for_ratios(
+    cases: Sequence[Case], seconds: float, progress: Progress = silent
+) -> None:
+    """Time every case for `seconds`, for ratios alone.
+
+    As `run` with openings=0, but the first rounds stay: a trend slows the cases of a round alike.
+    """
+    rounds = max(ROUNDS, math.ceil(seconds / ROUND_SECONDS))
+    length = round(seconds / rounds * 1e9)
+    with contextlib.ExitStack() as stack:
+        clients = _start_clients(cases, time.perf_counter_ns, stack)
+        live = for_each(clients, ClientThreads.warm_up, None)
+        per_session = math.ceil(rounds / openings_for(cases, seconds))
+        for done in range(rounds):
+            progress("bench", done, rounds)
+            live = _one_round(live, done, per_session, length, None)
+        progress("bench", rounds, rounds)
 
 
 def race_ratio(second: Case, first: Case) -> stats.Interval:

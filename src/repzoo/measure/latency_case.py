@@ -146,7 +146,7 @@ def case(
 
     Raises:
         InputError: settings below 1, a batch that the file or the scenario does not allow, or a
-            model that the engine cannot compile.
+            model that the engine cannot compile or run.
     """
     if batch is None:
         batch = fixed_batch(artifact.model) or 1
@@ -167,6 +167,7 @@ def case(
     inputs = inputs_for(artifact, batch, seed)
     began = time.perf_counter()
     session = engine.open(artifact.model, threads, streams=streams)
+    session.run(inputs)  # OpenVINO compiles in the first call
     seconds = time.perf_counter() - began
     return Case(
         artifact=artifact,

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 
 from repzoo import __version__, engines
 from repzoo.artifact import Artifact, Step
+from repzoo.data.batches import map_in_order
 from repzoo.data.dataset import QuantizationSplit
 from repzoo.engines import DEFAULT_ENGINE, Engine
 from repzoo.engines.probe import probe
@@ -40,6 +41,7 @@ from repzoo.quant.search.evaluator import Keep, free_memory
 from repzoo.quant.search.gate import QuantReport, Refusal
 from repzoo.quant.search.ladder import Sharing, Target
 from repzoo.quant.search.messages import float_wins, int8_wins, smallest_wins
+from repzoo.quant.search.operator_times import operator_times
 from repzoo.quant.search.verdict import Budget, Verdict
 from repzoo.remark import Remark
 
@@ -153,18 +155,24 @@ def usable_engines(
     artifact: Artifact, runners: Sequence[Engine]
 ) -> tuple[list[Engine], list[str]]:
     """(those of `runners` that run the float `artifact`, remarks on the others)."""
-    usable = []
-    remarks: list[str] = []
     inputs = latency.inputs_for(artifact)
-    for runner in runners:
+
+    def problem(runner: Engine) -> InputError | None:
         # The default is what everything else rests on; if it fails, so does the whole job.
         if runner.name != DEFAULT_ENGINE:
             try:
                 probe(runner.name, artifact.model, inputs)
             except InputError as error:
-                remarks.append(_left_out(runner.name, error))
-                continue
-        usable.append(runner)
+                return error
+        return None
+
+    usable = []
+    remarks: list[str] = []
+    for runner, error in zip(runners, map_in_order(problem, runners), strict=True):
+        if error is None:
+            usable.append(runner)
+        else:
+            remarks.append(_left_out(runner.name, error))
     return usable, remarks
 
 
@@ -204,7 +212,7 @@ def quantize(
     )
     int8_entrants: list[_Entrant] = []
     for target in contest.targets:
-        sharing = Sharing(shared, keep(target.engine) if keep else None)
+        sharing = Sharing(shared, keep(target.engine) if keep else None, profiled=False)
         int8_entrants.append(
             _quantize_for(artifact, split, target, budget, progress, sharing)
         )
@@ -412,6 +420,7 @@ def _conclude(
     values = replace(
         best.report.record.values,
         race=race,
+        operators=operator_times(best.engine, artifact, best.artifact),
         seconds=round(time.perf_counter() - started, 1),
     )
     record = replace(best.report.record, values=values)

@@ -210,8 +210,8 @@ class Gate:
         seconds  of timing for each model. Sessions are opened anew as often as these allow.
         """
         cases = self.open_cases([self.artifact, *models])
-        # Two sessions of one file can differ by 4 %: openings=0 opens them anew in between.
-        latency.run(cases, seconds, progress=self.progress, openings=0)
+        # It opens sessions anew in between: two sessions of one file can differ by 4 %.
+        latency.time_for_ratios(cases, seconds, self.progress)
         float_case = cases[0]
         return [latency.ratio(case, float_case).values for case in cases[1:]]
 

@@ -113,10 +113,12 @@ class Sharing:
 
     calibration  see `share_calibration`
     keep         is called with each candidate and its model, which are let go otherwise
+    profiled     whether the report has operator times; the race adds them to the winner's alone
     """
 
     calibration: SharedCalibration | None = None
     keep: Keep | None = None
+    profiled: bool = True
 
 
 def quantize(
@@ -172,7 +174,7 @@ def quantize(
         started,
         search.trials,
         phases,
-        _operator_times(evaluator, best),
+        _operator_times(evaluator, best) if sharing.profiled else None,
     )
     return gate.conclude(
         best,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from repzoo import engines
 from repzoo.artifact import Artifact
 from repzoo.engines import Engine
 from repzoo.engines.executed import ExecutedOperator, time_by_kind
@@ -20,14 +21,14 @@ def operator_times(
 
     None where the engine has no profiles.
     """
-    profile = getattr(engine, "profile", None)
-    if profile is None:
-        return None
     times: list[OperatorTime] = []
     for form, artifact in (("float", float_model), ("int8", int8_model)):
         try:
             inputs = latency.inputs_for(artifact)
-            operators = profile(artifact.model, inputs, RUNS)
+            profiler = engines.profiler(engine, artifact.model, inputs)
+            if profiler is None:
+                return None
+            operators = profiler.run(RUNS)
         except InputError:
             return None  # a report is worth having without it
         times.extend(_listed(form, operators))

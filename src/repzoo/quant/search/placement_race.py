@@ -13,7 +13,9 @@ from dataclasses import replace
 
 import onnx
 
+from repzoo import engines
 from repzoo.artifact import Artifact
+from repzoo.data.batches import map_in_order
 from repzoo.engines.executed import ExecutedOperator
 from repzoo.errors import InputError
 from repzoo.graph.tools.skeleton import initializer_bytes
@@ -77,21 +79,26 @@ class PlacementRace:
             max(RACE_BYTES // weight_bytes, SMALLEST_RACE), LARGEST_RACE
         )
 
-    def profile(self, placement: Placement | None) -> list[ExecutedOperator] | None:
-        """What the engine executes for `placement` (None: for the float model).
+    def profiles(
+        self, placements: Sequence[Placement | None]
+    ) -> list[list[ExecutedOperator] | None]:
+        """What the engine executes for each of `placements` (None: for the float model).
 
-        None where the engine has no profiles, or cannot profile this model.
+        None where the engine has no profiles, or cannot profile this model. All cores compile;
+        then each runs alone.
         """
-        profile = getattr(self._gate.engine, "profile", None)
-        if profile is None:
-            return None
-        model = self._model
-        if placement is not None:
-            model = self._write_all([placement])[0].model
         inputs = latency.inputs_for(self._gate.artifact)
-        with contextlib.suppress(InputError):
-            return list(profile(model, inputs, PROFILED_RUNS))
-        return None
+
+        def open_profiler(placement: Placement | None) -> engines.Profiler | None:
+            model = self._model
+            if placement is not None:
+                model = self._write_all([placement])[0].model
+            return engines.profiler(self._gate.engine, model, inputs)
+
+        profiles: list[list[ExecutedOperator] | None] = []
+        for profiler in list(map_in_order(open_profiler, placements)):
+            profiles.append(_run(profiler))
+        return profiles
 
     def ratios_to_float(
         self, placements: Sequence[Placement], seconds: float
@@ -148,6 +155,13 @@ class PlacementRace:
             signed=self._scheme.activation_type == "int8",
         )
         return replace(self._gate.artifact, model=graph)
+
+
+def _run(profiler: engines.Profiler | None) -> list[ExecutedOperator] | None:
+    if profiler is not None:
+        with contextlib.suppress(InputError):
+            return profiler.run(PROFILED_RUNS)
+    return None
 
 
 def layer_names(space: PlacementSpace) -> list[str]:
