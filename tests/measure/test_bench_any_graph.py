@@ -82,9 +82,8 @@ def test_several_inputs_and_outputs_are_counted_and_timed(
 
 def test_an_engine_with_one_input_says_so(detector: Path) -> None:
     artifact = Artifact.read(detector)
-    case = latency.case(artifact, engine("reference"))
     with pytest.raises(InputError, match="use onnxruntime"):
-        case.session.run(case.inputs)
+        latency.case(artifact, engine("reference"))
 
 
 def test_a_child_process_gets_every_input(detector: Path) -> None:

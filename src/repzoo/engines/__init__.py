@@ -198,7 +198,9 @@ def _status(name: str) -> EngineStatus:
         return EngineStatus(name, problem=str(error))
 
 
-def profiler(runner: Engine, model: onnx.ModelProto, inputs: Array) -> Profiler | None:
+def profiler(
+    runner: Engine, model: onnx.ModelProto, inputs: Array | Feeds
+) -> Profiler | None:
     """The profiler of `model` on `runner`; None where there is none, or none for this model."""
     open_profiler = getattr(runner, "profiler", None)
     if open_profiler is None:

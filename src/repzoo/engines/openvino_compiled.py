@@ -29,6 +29,10 @@ class CompiledModels:
         )
         self._lock = threading.Lock()
 
+    def __len__(self) -> int:
+        """Models that are kept."""
+        return len(self._exported)
+
     def get(
         self,
         key: Hashable,

@@ -79,11 +79,7 @@ class ClientThreads:
         self._session_number += 1
 
     def warm_up(self) -> None:
-        """Let every client call a few times.
-
-        The first call, in which some engines prepare memory for a thread, is apart.
-        """
-        self._run_together(lambda nanoseconds, _: self._call_until(nanoseconds, 0, 1))
+        """Let every client call a few times: some engines prepare memory for each thread."""
         limit = round(WARM_UP_SECONDS * 1e9)
         _, counts = self._run_together(
             lambda nanoseconds, start: self._call_until(

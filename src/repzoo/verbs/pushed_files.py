@@ -166,7 +166,7 @@ def _parsed(path: Path, data: bytes) -> onnx.ModelProto:
 
 def _texts(model: onnx.ModelProto) -> Iterator[tuple[Any, str]]:
     """(message, name of its field) of every text for people, and of every metadata value."""
-    described = [model, *_graphs(model.graph), *model.functions]
+    described: list[Any] = [model, *_graphs(model.graph), *model.functions]
     for graph in _graphs(model.graph):
         described += [*graph.input, *graph.output, *graph.value_info]
     nodes = [node for graph in _graphs(model.graph) for node in graph.node]
