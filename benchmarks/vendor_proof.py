@@ -53,15 +53,15 @@ from repzoo.measure.predictions import ModelPredictions, best_classes
 from repzoo.measure.record import Record
 from repzoo.measure.results import PairedAccuracy
 from repzoo.packs.compile import OUTPUT
+from repzoo.packs.rdk_x5 import own_scales
+from repzoo.packs.rdk_x5_load import load_form
 from repzoo.packs.rknn import CALIBRATION, CHIPS, image_file
 from repzoo.packs.rknn_program import arguments_of
 from repzoo.quant.baselines import registry
 from repzoo.quant.network.channels import FIXED, link_channels
 from repzoo.quant.network.layers import find_layers
 from repzoo.quant.network.scheme import load_scheme
-from repzoo.quant.parameters.activation_qdq import insert_activation_qdq
 from repzoo.quant.parameters.qdq_writer import prepare_for_qdq
-from repzoo.quant.parameters.stored_activations import read_activations
 from repzoo.quant.rewrites.equalize import rescale_channels
 from repzoo.quant.search.harden import as_target_takes_it
 from repzoo.storage import make_folder
@@ -331,9 +331,8 @@ def on_rdk_x5(case: Case, missing: Missing) -> Any:
     )
     if missing("our scales"):
         artifact = hardened(case, case.folded, scheme, "folded")
-        scales = read_activations(artifact)
-        steps = {name: item.scale for name, item in scales.items()}
-        model = insert_activation_qdq(artifact.model, steps)
+        steps = own_scales(artifact)
+        model = load_form(artifact.model, steps)
         logits, folder = run_rdk_x5(case, model, LOAD)
         own = run_own(case, replace(artifact, model=model))
         same = float((logits.argmax(1) == own.argmax(1)).mean() * 100)

@@ -37,7 +37,7 @@ from repzoo.graph.tools.older_opset import limit_version
 from repzoo.measure.external_results import read
 from repzoo.packs.board import infer
 from repzoo.packs.pack import Figures, PackJob, write_pack
-from repzoo.packs.rdk_x5 import RdkX5, own_scales
+from repzoo.packs.rdk_x5 import RdkX5
 from repzoo.packs.rdk_x5_samples import module_name
 from repzoo.packs.rdk_x5_yaml import yaml_text
 
@@ -138,20 +138,6 @@ def test_the_form_with_its_own_scales(folder: Path) -> None:
     # hb_mapper's thresholds are 127 times the scale.
     for name, (_, high) in RANGES.items():
         assert np.float32(127) * scales[name] == pytest.approx(high, rel=1e-6)
-
-
-POOLED = """<ir_version: 7, opset_import: ["" : 11]>
-    g (float[1, 3, 16, 16] data) => (float[1, 3] output) {
-    a = Relu (data)
-    b = GlobalAveragePool (a)
-    output = Flatten (b) }"""
-
-
-def test_a_global_pool_keeps_the_scale_of_its_input(packable: Artifact) -> None:
-    ranges = {name: [-128 * step, 127 * step] for name, step in (("a", 1), ("b", 2))}
-    model = onnx.parser.parse_model(POOLED)
-    artifact = replace(packable, model=model, extras={"activations": ranges})
-    assert own_scales(artifact) == {"a": 1.0, "b": 1.0}
 
 
 def test_gray_models_and_channels_last(packable: Artifact) -> None:

@@ -33,12 +33,12 @@ from repzoo.packs.parts import (
     shared_files,
 )
 from repzoo.packs.ranges import activation_ranges
+from repzoo.packs.rdk_x5_load import load_form
 from repzoo.packs.rdk_x5_notebook import notebook
 from repzoo.packs.rdk_x5_samples import sample_files
 from repzoo.packs.rdk_x5_steps import steps
 from repzoo.packs.rdk_x5_yaml import yaml_text
 from repzoo.protobuf_stream import clone
-from repzoo.quant.parameters.activation_qdq import insert_activation_qdq
 
 
 class RdkX5:
@@ -114,17 +114,10 @@ def _content(job: PackJob) -> Content:
 
 
 def own_scales(artifact: Artifact) -> dict[str, float]:
-    """The scale of each activation whose range the file states, as hb_mapper can use them.
-
-    A global average pool keeps the scale of its input: the BPU writes its output so, and with
-    another scale it would round once more, in a step of its own.
-    """
+    """The scale of each activation whose range the file states."""
     scales: dict[str, float] = {}
     for name, parameters in activation_ranges(artifact).items():
         scales[name] = parameters.scale
-    for node in artifact.model.graph.node:
-        if node.op_type == "GlobalAveragePool" and node.input[0] in scales:
-            scales[node.output[0]] = scales[node.input[0]]
     return scales
 
 
@@ -147,7 +140,7 @@ def _model_files(content: Content) -> Iterator[PackFile]:
     yield f"{content.name}.onnx", artifact.to_bytes()
     yield f"{content.name}.yaml", yaml_text(artifact, fallback)
     if content.scales is not None:
-        model = insert_activation_qdq(artifact.model, content.scales)
+        model = load_form(artifact.model, content.scales)
         name = f"{content.name}{configuration.LOAD}"
         yield f"{name}.onnx", replace(artifact, model=model).to_bytes()
         yield f"{name}.yaml", configuration.load_yaml_text(artifact)
