@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import PROCESS_SECONDS
 
 import repzoo
+from repzoo.errors import MissingExtra
 
 SOURCE = Path(repzoo.__file__).parent
 NEEDS_EXTRAS = {
@@ -162,7 +163,7 @@ def test_what_needs_an_extra_says_what_to_type(
         # Above it may stand what the data were taken for.
         sentence = error.splitlines()[-1]
         assert sentence.startswith("repzoo: ")
-        assert sentence.endswith(f"type: pip install 'repzoo[{extra}]'")
+        assert sentence.endswith(f"pip install 'repzoo[{extra}]'")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -209,3 +210,22 @@ def test_what_answers_at_once_imports_nothing_slow(command: str) -> None:
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
+
+
+def test_the_pip_of_this_environment_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own = tmp_path / ".venv" / "bin"
+    other = tmp_path / "bin"
+    for folder in (own, other):
+        folder.mkdir(parents=True)
+        (folder / "pip").touch(mode=0o755)
+    monkeypatch.setattr("sys.executable", str(own / "python"))
+    monkeypatch.chdir(tmp_path)
+    for path, advice in ((other, ".venv/bin/pip"), (own, "pip")):
+        monkeypatch.setenv("PATH", str(path))
+        assert str(MissingExtra("x", "page")).endswith(
+            f"type: {advice} install 'repzoo[page]'"
+        )
+    (own / "pip").unlink()
+    assert f"{own}/python -m pip install" in str(MissingExtra("x", "page"))

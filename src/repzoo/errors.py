@@ -10,6 +10,11 @@ RepzooError                 exit 1  a defect in repzoo if it is none of the foll
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
 # Exit codes as shells give them: 128 + the signal.
 INTERRUPTED = 130
 PIPE_CLOSED = 141
@@ -37,9 +42,23 @@ class MissingExtra(InputError):
     def __init__(self, feature: str, extra: str) -> None:
         super().__init__(
             f"{feature} needs an optional dependency that is not installed; type: "
-            f"pip install 'repzoo[{extra}]'"
+            f"{_pip()} install 'repzoo[{extra}]'"
         )
         self.extra = extra
+
+
+def _pip() -> str:
+    """The pip of this environment: without `activate`, `pip` alone is that of another one."""
+    pip = Path(sys.executable).with_name("pip")
+    found = shutil.which("pip")
+    if found and Path(found).parent == pip.parent:
+        return "pip"
+    if not pip.exists():
+        return f"{shlex.quote(sys.executable)} -m pip"
+    folder = Path.cwd()
+    return shlex.quote(
+        str(pip.relative_to(folder) if pip.is_relative_to(folder) else pip)
+    )
 
 
 class NotFinite(InputError):

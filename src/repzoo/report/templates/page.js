@@ -12,7 +12,10 @@ const system = matchMedia("(prefers-color-scheme: dark)");
 const order = new Intl.Collator("en", { numeric: true });
 const defaults = { lang: "en", theme: "", x: page.measures[0], sort: page.sort, model: "" };
 const texts = new Map(); // the lines of rows; made once, since making them takes longest
+const AT_ONCE = 40; // lines, more than a screen; the layout of more would hold up the frame that shows them
+const PAUSE_MS = 30; // for that frame
 let most = 200; // lines that are drawn: of thousands a browser takes seconds for each sort
+let waiting = []; // lines that follow
 let state = new URLSearchParams(location.hash.slice(1));
 
 const get = (key) => state.get(key) ?? defaults[key] ?? "";
@@ -94,7 +97,9 @@ function sorted(shown) {
 function showTable() {
   const shown = selected();
   const lines = shown.slice(0, most).map((row) => texts.get(row) ?? texts.set(row, tableRow(row)).get(row));
-  body.replaceChildren(...lines);
+  body.replaceChildren(...lines.slice(0, AT_ONCE));
+  const rest = waiting = lines.slice(AT_ONCE);
+  requestAnimationFrame(() => setTimeout(() => rest === waiting && body.append(...rest.splice(0)), PAUSE_MS));
   byId("more").hidden = lines.length === shown.length;
   byId("more").textContent = word("more").replace("{left}", shown.length - lines.length);
   byId("count").textContent = word("count").replace("{shown}", shown.length).replace("{all}", rows.length);
