@@ -37,7 +37,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from benchmarks import mnn_quantizer
 from repzoo import __version__, verbs
 from repzoo.artifact import Artifact, Step
 from repzoo.data.batches import ReadReport, batches
@@ -405,24 +404,6 @@ def on_quantizer(name: str, scheme: str) -> Callable[[Case, Missing], Any]:
     return rows
 
 
-def on_mnn(case: Case, missing: Missing) -> Any:
-    """The rows of MNN's own quantizer, whose weights are symmetric per channel as in `mnn`."""
-
-    # With any number of images in the file, MNN's quantizer asks for memory without end.
-    scheme = replace(load_scheme("mnn"), batch=1)
-
-    def run(artifact: Artifact) -> npt.NDArray[np.float32]:
-        folder = fresh_folder(case, "mnn")
-        fixed = replace(artifact, model=as_target_takes_it(artifact.model, scheme))
-        session = mnn_quantizer.quantize(fixed, case.calibration, folder)
-        return logits_of(case, session)
-
-    if missing("folded"):
-        yield "folded", run(case.folded), {}
-    if missing("on grid"):
-        yield "on grid", run(hardened(case, case.folded, "mnn", "folded")), {}
-
-
 TOOLS = {
     "rdk-x5": on_rdk_x5,
     "rknn": on_rknn,
@@ -430,7 +411,6 @@ TOOLS = {
     "ort-static": on_quantizer("ort-static", "ort-minmax"),
     "ort-static-per-tensor": on_quantizer("ort-static-per-tensor", "per-tensor"),
     "nncf-default": on_quantizer("nncf-default", "ort-minmax"),
-    "mnn-kl": on_mnn,
 }
 
 
@@ -439,8 +419,7 @@ def versions(tool: str) -> dict[str, str]:
     chain = {"rknn-layer": "rknn"}.get(tool, tool)
     if chain in recipes.recipes():
         return {"name": tool, "version": recipes.find_recipe(chain).version}
-    runtime = "mnn" if tool == "mnn-kl" else "onnxruntime"
-    return {"name": tool, "version": engine(runtime).version()}
+    return {"name": tool, "version": engine("onnxruntime").version()}
 
 
 def make_record(
