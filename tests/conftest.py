@@ -9,6 +9,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from repzoo.artifact import Artifact
 from repzoo.console import output
 from repzoo.data import digits
 from repzoo.quant.search import gate
+from repzoo.storage import cache_folder
 from repzoo.zoo import embedded
 
 MODEL = "repghostnet_050.digits"
@@ -68,6 +70,12 @@ def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REPZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_kept_searches() -> None:
+    """What one test's search found must not decide what another one's does."""
+    shutil.rmtree(cache_folder() / "placements", ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -246,24 +246,24 @@ def _parse(text: bytes, path: Path, number: int) -> Record[Any]:
         ) from None
     try:
         return _read_record(document)
-    except _UnexpectedJson as error:
+    except UnexpectedJson as error:
         raise InputError(
             f"{path} line {number} is not a Record: {error}; remove that line"
         ) from None
 
 
-class _UnexpectedJson(Exception):
+class UnexpectedJson(Exception):
     """JSON that is not of the expected type; the message names the field."""
 
 
 def _read_record(document: Any) -> Record[Any]:
     required = {"kind", "artifact", "values"}
     if not isinstance(document, dict) or not required <= document.keys():
-        raise _UnexpectedJson("it is not an object with kind, artifact and values")
+        raise UnexpectedJson("it is not an object with kind, artifact and values")
     names = {entry.name for entry in dataclasses.fields(Record)}
     unknown = sorted(document.keys() - names - {"kind"})
     if unknown:
-        raise _UnexpectedJson(f"it has an unknown field {unknown[0]!r}")
+        raise UnexpectedJson(f"it has an unknown field {unknown[0]!r}")
     for name in ("artifact", "values", "engine", "data", "samples", "host"):
         _read_value(dict, document.get(name, {}), name)
     for name in ("job", "time"):
@@ -281,7 +281,7 @@ def _result_type(kind: Any, values: Mapping[str, Any]) -> type:
     for result_type, name in RESULT_KINDS.items():
         if name == kind:
             return result_type
-    raise _UnexpectedJson(
+    raise UnexpectedJson(
         f"its kind is {kind!r}; expected one of {', '.join(get_args(Kind))}"
     )
 
@@ -311,7 +311,7 @@ def read_result(
         elif type(None) in get_args(expected):
             arguments[entry.name] = None  # older rows lack some optional fields
         elif entry.default is dataclasses.MISSING:
-            raise _UnexpectedJson(f"it has no {name!r}")
+            raise UnexpectedJson(f"it has no {name!r}")
     return result_type(**arguments)
 
 
@@ -348,7 +348,7 @@ def _read_value(expected: Any, value: Any, name: str) -> Any:
         }
     if _is_plain(expected, value):
         return value
-    raise _UnexpectedJson(f"its {name!r} is {json.dumps(value)[:40]}")
+    raise UnexpectedJson(f"its {name!r} is {json.dumps(value)[:40]}")
 
 
 def _is_plain(expected: Any, value: Any) -> bool:

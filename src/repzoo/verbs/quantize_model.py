@@ -21,6 +21,7 @@ from repzoo.quant.search import half_model, ladder
 from repzoo.quant.search.default_sessions import saturation_remark
 from repzoo.quant.search.engine_race import AUTO
 from repzoo.quant.search.gate import QuantReport
+from repzoo.quant.search.placement_choice import PlacementChoice
 from repzoo.quant.search.verdict import Budget
 from repzoo.settings import FINITE, at_least, merge_keywords, setting, validate
 from repzoo.storage import require_empty_folder
@@ -44,6 +45,7 @@ INT8_SETTINGS = (
     "recipe",
     "placement",
     "search",
+    "new_search",
     "finetune_epochs",
     "objective",
     "pareto",
@@ -91,7 +93,7 @@ class QuantizeOptions:
         range=FINITE,
     )
     images: int = setting(256, help="Number of calibration images.", range=at_least(1))
-    placement: ladder.PlacementChoice = setting(
+    placement: PlacementChoice = setting(
         "fastest",
         help="What runs in INT8: what makes the model fastest on the engine (by timing), all "
         "convolutions and linear layers, or everything that the scheme knows in INT8.",
@@ -101,6 +103,11 @@ class QuantizeOptions:
         ladder.SEARCH_SECONDS,
         help="Time limit of the search for the fastest Q/DQ placement, in seconds.",
         range=at_least(0),
+    )
+    new_search: bool = setting(
+        False,
+        help="Search the placement even where a search of the same graph on this engine and kind "
+        "of host is kept.",
     )
     finetune_epochs: int = setting(
         0,

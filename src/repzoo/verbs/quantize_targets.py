@@ -143,6 +143,7 @@ def target_for(runner: Engine, options: QuantizeOptions) -> tuple[ladder.Target,
         # Where the placement was asked for by name, all of it stays in INT8.
         may_fall_back=placement != options.placement,
         search_seconds=options.search,
+        new_search=options.new_search,
         finetune_epochs=options.finetune_epochs,
         clients=int(host()["affinity"]) if options.objective == "throughput" else 1,
     )

@@ -11,7 +11,7 @@ import pytest
 
 from repzoo.measure.stats import Interval
 from repzoo.quant.network.scheme import QuantScheme, load_scheme
-from repzoo.quant.search import ladder
+from repzoo.quant.search import placement_choice
 
 OPENVINO = load_scheme("openvino-cpu")
 BOARD = replace(OPENVINO, engine="")
@@ -28,9 +28,9 @@ def chosen(scheme: QuantScheme, function: str, ratio: Interval, patch: Any) -> b
     cache = SimpleNamespace(original=original)
     builder = SimpleNamespace(scheme=scheme, space=space, cache=cache)
     race = SimpleNamespace(polynomial_ratio=lambda _: ratio)
-    patch.setattr(ladder, "_race", lambda _: race)
+    patch.setattr(placement_choice, "_race", lambda _: race)
     evaluator: Any = SimpleNamespace(builder=builder)
-    ladder.choose_gelu(evaluator)
+    placement_choice.choose_gelu(evaluator)
     return bool(builder.scheme.gelu_polynomial)
 
 

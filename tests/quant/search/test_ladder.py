@@ -38,7 +38,8 @@ from repzoo.quant.rewrites.stages import STAGES
 from repzoo.quant.search import ladder, placement_search, verdict
 from repzoo.quant.search.comparison import FloatComparison
 from repzoo.quant.search.gate import Gate, QuantReport
-from repzoo.quant.search.ladder import PlacementChoice, Target
+from repzoo.quant.search.ladder import Target
+from repzoo.quant.search.placement_choice import PlacementChoice
 from repzoo.quant.search.placement_search import SearchResult, TimedPlacement
 from repzoo.quant.search.verdict import Budget, Verdict
 from repzoo.zoo import embedded

@@ -74,3 +74,31 @@ def sha256_of_graph(model: onnx.ModelProto) -> str:
     for item in model.graph.initializer:
         digest.update(item.SerializeToString(deterministic=True))
     return digest.hexdigest()
+
+
+def sha256_of_structure(model: onnx.ModelProto) -> str:
+    """Hex SHA-256 of the graph without the values of its floating-point weights.
+
+    The names of tensors count, those of nodes and what they are documented with do not.
+    """
+    graph = model.graph
+    digest = hashlib.sha256()
+    for node in graph.node:
+        plain = onnx.NodeProto(op_type=node.op_type, domain=node.domain)
+        plain.input.extend(node.input)
+        plain.output.extend(node.output)
+        plain.attribute.extend(sorted(node.attribute, key=lambda item: item.name))
+        digest.update(plain.SerializeToString(deterministic=True))
+    for item in graph.initializer:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(item.data_type)
+        plain_item = item
+        if dtype.kind not in "iub":  # shapes and axes are integers
+            plain_item = onnx.TensorProto(
+                dims=item.dims, data_type=item.data_type, name=item.name
+            )
+        digest.update(plain_item.SerializeToString(deterministic=True))
+    for value in (*graph.input, *graph.output):
+        digest.update(value.SerializeToString(deterministic=True))
+    for opset in model.opset_import:
+        digest.update(opset.SerializeToString(deterministic=True))
+    return digest.hexdigest()

@@ -34,7 +34,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -48,10 +48,8 @@ from repzoo.progress import Progress, silent
 from repzoo.quant.network.placement import Placement, PlacementSpace
 from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters import qdq_writer
-from repzoo.quant.parameters.gelu_polynomial import LARGEST_ERROR, has_gelu
 from repzoo.quant.rewrites.single_nodes import single_node_remarks, with_single_nodes
 from repzoo.quant.rewrites.stages import STAGES, FloatModel
-from repzoo.quant.search import placement_search
 from repzoo.quant.search.builder import Builder
 from repzoo.quant.search.calibrator import Calibration, Calibrator, observed_by
 from repzoo.quant.search.comparison import FloatComparison
@@ -69,18 +67,22 @@ from repzoo.quant.search.gate import (
     require_folded,
 )
 from repzoo.quant.search.operator_times import operator_times
-from repzoo.quant.search.placement_race import PlacementRace, layer_names
-from repzoo.quant.search.placement_search import SearchResult, TimedPlacement
+from repzoo.quant.search.placement_choice import (
+    PlacementChoice,
+    SearchLimits,
+    choose_gelu,
+    fastest_placement,
+    gelu_remarks,
+    requested_placement,
+)
+from repzoo.quant.search.placement_search import SearchResult
 from repzoo.quant.search.rewrite_cache import RewriteCache
 from repzoo.quant.search.verdict import Budget, Verdict
-from repzoo.remark import Remark
 
 FALLBACK_COUNTS = (1, 3, 8)  # layers that leave INT8, one candidate each
 # Placements with less in INT8 that are tried for accuracy, at most.
 SMALLER_PLACEMENTS = 3
 SEARCH_SECONDS = 60.0
-
-PlacementChoice = Literal["fastest", "layers", "everything"]
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class Target:
                      also all other operators that the scheme knows in INT8
     may_fall_back    whether layers may leave a placement that was not searched, where no correction
                      is enough
+    new_search       whether to search even where a search of the same graph is kept
     """
 
     engine: Engine
@@ -105,6 +108,7 @@ class Target:
     placement: PlacementChoice = "fastest"
     may_fall_back: bool = False
     clients: int = 1
+    new_search: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,12 +151,15 @@ def quantize(
     calibrate_seconds = time.perf_counter() - started
     if sharing.calibration is not None:
         calibrate_seconds = sharing.calibration.seconds
-    search_seconds = min(target.search_seconds, calibrate_seconds)
     place_started = time.perf_counter()
-    choose_gelu(evaluator)
     if target.placement == "fastest":
-        search = search_placement(evaluator, search_seconds)
+        limits = SearchLimits(
+            target.search_seconds, calibrate_seconds, target.new_search
+        )
+        search, found_remarks = fastest_placement(evaluator, limits)
+        remarks += found_remarks
     else:
+        choose_gelu(evaluator)
         search = requested_placement(evaluator, target.placement)
     place_seconds = time.perf_counter() - place_started
     climb(evaluator, search, split, target)
@@ -165,7 +172,7 @@ def quantize(
         "gate": round(time.perf_counter() - gate_started, 2),
     }
     remarks += evaluator.comparison.report.sentences()
-    remarks += _gelu_remark(evaluator)
+    remarks += gelu_remarks(evaluator)
     context = ReportContext(
         _step_settings(evaluator, target, budget),
         describe_images(split),
@@ -318,76 +325,6 @@ def calibrate(
     original = FloatModel(model, statistics, per_channel=target.scheme.per_channel)
     builder = Builder(artifact, space, target.scheme, RewriteCache(original))
     return Evaluator(gate, comparison, builder, calibrator), remarks
-
-
-def choose_gelu(evaluator: Evaluator) -> None:
-    """Keep the scheme's polynomials for GELU only where they are faster beyond noise."""
-    builder = evaluator.builder
-    if not builder.scheme.gelu_polynomial:
-        return
-    is_faster = False
-    # What is fast on this host says nothing of a board.
-    if not builder.scheme.runs_on_board and has_gelu(builder.cache.original.model):
-        first = builder.space.starting_placements()[0]
-        is_faster = _race(evaluator).polynomial_ratio(first).high < 1
-    builder.scheme = replace(builder.scheme, gelu_polynomial=is_faster)
-    free_memory()
-
-
-def _gelu_remark(evaluator: Evaluator) -> list[str]:
-    """What to know where GELU is a polynomial."""
-    if not evaluator.builder.scheme.gelu_polynomial:
-        return []
-    remark = Remark(
-        "GELU is written as a polynomial, which {engine} computes faster here; it is within "
-        "{error} of GELU, less than an INT8 step",
-        engine=evaluator.gate.engine.name,
-        error=LARGEST_ERROR,
-    )
-    return [remark]
-
-
-def search_placement(evaluator: Evaluator, seconds: float) -> SearchResult:
-    """The fastest placement that is found in about `seconds`, and others that come near it."""
-    starts = evaluator.builder.space.starting_placements()
-    result = placement_search.find_fastest(
-        _race(evaluator), starts, evaluator.gate.candidate_seconds, seconds
-    )
-    free_memory()
-    return result
-
-
-def requested_placement(evaluator: Evaluator, choice: PlacementChoice) -> SearchResult:
-    """The placement called `choice`, timed against float, and no others.
-
-    It is not timed where only a board runs it.
-    """
-    space = evaluator.builder.space
-    placement = space.starting_placements()[0]  # the one with most in INT8
-    if choice == "layers":
-        layers = layer_names(space)
-        placement = space.placement(choice, layers)
-    if evaluator.builder.scheme.runs_on_board:
-        return SearchResult(TimedPlacement(placement, None), ())
-    race = _race(evaluator)
-    started = time.perf_counter()
-    ratio = race.ratios_to_float([placement], evaluator.gate.candidate_seconds)[0]
-    free_memory()
-    seconds = round(time.perf_counter() - started, 2)
-    return SearchResult(TimedPlacement(placement, ratio), (), seconds=seconds)
-
-
-def _race(evaluator: Evaluator) -> PlacementRace:
-    """What times placements of the float model, as it is before any rewrite."""
-    builder = evaluator.builder
-    original = builder.cache.original
-    return PlacementRace(
-        evaluator.gate,
-        original.model,
-        original.statistics,
-        builder.scheme,
-        builder.space,
-    )
 
 
 def climb(

@@ -77,6 +77,7 @@ class SearchResult:
     seconds         time that the search took
     nearly_as_fast  of the others, those with fewer layers in INT8 that reach NEAR of the speed of
                     the best, least quantized first
+    finished        whether the search ended since nothing gained, and not since its time was up
     """
 
     best: TimedPlacement
@@ -84,6 +85,7 @@ class SearchResult:
     trials: tuple[PlacementTrial, ...] = ()
     seconds: float = 0.0
     nearly_as_fast: tuple[TimedPlacement, ...] = ()
+    finished: bool = True
 
 
 def find_fastest(
@@ -103,7 +105,7 @@ def find_fastest(
     placement = first
     trials: list[PlacementTrial] = []
     while True:
-        faster = _improve(race, placement, deadline, trials, costs)
+        faster, finished = _improve(race, placement, deadline, trials, costs)
         if faster is None:
             break
         placement = faster
@@ -119,6 +121,31 @@ def find_fastest(
         tuple(trials),
         round(time.perf_counter() - started, 2),
         _nearly_as_fast(race.space, best, timed),
+        finished,
+    )
+
+
+def time_again(
+    race: PlacementRace,
+    finalists: Sequence[Placement],
+    others: Sequence[Placement],
+    screening: float,
+) -> SearchResult:
+    """What an earlier search found, timed against float as it is now.
+
+    finalists  the fastest placement, and those that were nearly as fast
+    """
+    started = time.perf_counter()
+    ratios = race.ratios_to_float(finalists, screening)
+    timed = list(map(TimedPlacement, finalists, ratios))
+    timed.sort(key=lambda candidate: candidate.relative_latency)
+    best = _most_quantized_of_fastest(timed, finalists)
+    timed.remove(best)
+    return SearchResult(
+        best,
+        (*(candidate.placement for candidate in timed), *others),
+        seconds=round(time.perf_counter() - started, 2),
+        nearly_as_fast=_nearly_as_fast(race.space, best, timed),
     )
 
 
@@ -292,18 +319,19 @@ def _improve(
     deadline: float,
     trials: list[PlacementTrial],
     costs: NodeCosts | None,
-) -> Placement | None:
-    """A placement faster than `base` beyond noise; None where there is none or the time is up.
+) -> tuple[Placement | None, bool]:
+    """(a placement faster than `base` beyond noise, or None; whether all changes were tried).
 
     What was tried is added to `trials`.
     """
-    tried = _try_moves(race, base, _promising_moves(race.space, base, costs), deadline)
+    moves = _promising_moves(race.space, base, costs)
+    tried = _try_moves(race, base, moves, deadline)
     gains = [item for item in tried if item.gains]
     gains.sort(key=lambda item: item.ratio.value)
     applied, faster = _confirm(race, base, [item.move for item in gains])
     for item in tried:
         trials.append(item.to_trial(kept=item.move in applied))
-    return faster
+    return faster, len(tried) == len(moves)
 
 
 def _promising_moves(

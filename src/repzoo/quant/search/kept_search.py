@@ -1,0 +1,190 @@
+"""Placement searches that are kept, so that the same graph is not searched twice.
+
+What runs fastest depends on the graph, the scheme, the engine and the kind of host, and not on the
+values of weights. So a model that is trained once more, or judged on other images, needs no new
+search. Each search has a file in the folder `placements` of the cache (storage.cache_folder).
+Deleting one costs another search and nothing else.
+
+A file is no proof: its nodes must be in the graph, and its placements are timed again.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from repzoo.errors import InputError
+from repzoo.graph.tools.skeleton import sha256_of_structure
+from repzoo.measure import latency
+from repzoo.measure.host import host
+from repzoo.measure.record import UnexpectedJson, read_result, to_json
+from repzoo.quant.network.placement import Placement, PlacementSpace
+from repzoo.quant.search.evaluator import Evaluator
+from repzoo.quant.search.placement_search import SearchResult
+from repzoo.remark import Remark
+from repzoo.storage import cache_folder, json_text, read_bounded, write_atomically
+
+FORMAT = 1  # to be raised when the search, or the form of Q/DQ pairs, changes
+MAX_BYTES = 2**22
+# Facts of a host that decide which placement is fastest on it.
+HOST_FACTS = ("cpu", "machine", "int8", "affinity", "threads")
+
+
+@dataclass(frozen=True)
+class KeptPlacement:
+    """The nodes that run in INT8, by their first outputs, sorted."""
+
+    name: str
+    nodes: tuple[str, ...]
+
+    @staticmethod
+    def of(placement: Placement) -> KeptPlacement:
+        """What is kept of `placement`; the tensors follow from the nodes."""
+        return KeptPlacement(placement.name, tuple(sorted(placement.nodes)))
+
+    def placement(self, space: PlacementSpace) -> Placement:
+        """The same in the graph of `space`.
+
+        Raises:
+            UnexpectedJson: there is no such node, or no layer among them.
+        """
+        layers = {node.output[0] for node in space.layers}
+        others = {node.output[0] for node in space.around}
+        unknown = set(self.nodes) - layers - others
+        if unknown:
+            raise UnexpectedJson(f"the graph has no node {min(unknown)!r} for INT8")
+        if not layers & set(self.nodes):
+            raise UnexpectedJson(f"its placement {self.name!r} has no layer in INT8")
+        return space.placement(self.name, self.nodes)
+
+
+@dataclass(frozen=True)
+class KeptSearch:
+    """What a search found.
+
+    best             the fastest placement
+    nearly_as_fast   see SearchResult
+    others           the rest of SearchResult.others
+    gelu_polynomial  whether GELU was faster as a polynomial
+    seconds          that the search was allowed
+    finished         whether it ended before, since nothing gained
+    """
+
+    best: KeptPlacement
+    nearly_as_fast: tuple[KeptPlacement, ...]
+    others: tuple[KeptPlacement, ...]
+    gelu_polynomial: bool
+    seconds: float
+    finished: bool
+    date: str = field(default_factory=lambda: datetime.date.today().isoformat())
+
+    @staticmethod
+    def of(result: SearchResult, gelu_polynomial: bool, seconds: float) -> KeptSearch:
+        """What is kept of `result`, for which the search was allowed `seconds`."""
+        near = [timed.placement for timed in result.nearly_as_fast]
+        others = [placement for placement in result.others if placement not in near]
+        return KeptSearch(
+            KeptPlacement.of(result.best.placement),
+            tuple(map(KeptPlacement.of, near)),
+            tuple(map(KeptPlacement.of, others)),
+            gelu_polynomial,
+            seconds,
+            result.finished,
+        )
+
+    def is_enough(self, seconds: float) -> bool:
+        """Whether a search that is allowed `seconds` would not go further."""
+        return self.finished or self.seconds >= seconds
+
+
+def circumstances(evaluator: Evaluator) -> dict[str, Any]:
+    """All that decides which placement is the fastest. The scheme is as it was asked for."""
+    gate = evaluator.gate
+    facts = host()
+    inputs = latency.inputs_for(gate.artifact)
+    arrays = inputs.values() if isinstance(inputs, Mapping) else [inputs]
+    builder = evaluator.builder
+    return {
+        "format": FORMAT,
+        "graph": sha256_of_structure(builder.cache.original.model),
+        "inputs": [list(array.shape) for array in arrays],
+        "scheme": asdict(builder.scheme),
+        "engine": [gate.engine.name, gate.engine.version()],
+        "clients": gate.clients,
+        "host": {name: facts[name] for name in HOST_FACTS},
+    }
+
+
+def path_of(key: Mapping[str, Any]) -> Path:
+    """The file of the search under these circumstances."""
+    digest = hashlib.sha256(_text(key).encode()).hexdigest()
+    return cache_folder() / "placements" / f"{digest[:32]}.json"
+
+
+def read(
+    key: Mapping[str, Any], space: PlacementSpace
+) -> tuple[KeptSearch | None, list[str]]:
+    """(what an earlier search found; None where there is none or its file is damaged, remarks)."""
+    path = path_of(key)
+    if not path.exists():
+        return None, []
+    try:
+        kept = _read(path, key)
+        placements(kept, space)
+    except (InputError, UnexpectedJson) as error:
+        remark = Remark(
+            "what an earlier search found is not used: {path}: {why}; a new search replaces it",
+            path=path,
+            why=error,
+        )
+        return None, [remark]
+    return kept, []
+
+
+def placements(kept: KeptSearch, space: PlacementSpace) -> list[Placement]:
+    """The best one, those that are nearly as fast, the others, in the graph of `space`.
+
+    Raises:
+        UnexpectedJson: see `KeptPlacement.placement`.
+    """
+    every = (kept.best, *kept.nearly_as_fast, *kept.others)
+    return [item.placement(space) for item in every]
+
+
+def write(key: Mapping[str, Any], kept: KeptSearch) -> list[str]:
+    """Keep what a search found. The result is a remark where the cache cannot be written."""
+    path = path_of(key)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, _text({"for": key, "search": to_json(kept)}).encode())
+    except (InputError, OSError) as error:
+        return [
+            Remark(
+                "the placement is searched again the next time, since what was found cannot be "
+                "kept: {why}",
+                why=error,
+            )
+        ]
+    return []
+
+
+def _read(path: Path, key: Mapping[str, Any]) -> KeptSearch:
+    try:
+        document = json.loads(read_bounded(path, MAX_BYTES))
+    except (ValueError, RecursionError):
+        raise UnexpectedJson("it is not JSON") from None
+    if not isinstance(document, dict) or not isinstance(document.get("search"), dict):
+        raise UnexpectedJson("it is not an object with for and search")
+    # A file that was copied under another name says what it is for.
+    if _text(document.get("for")) != _text(key):
+        raise UnexpectedJson("it is of another graph, engine or host")
+    return read_result(KeptSearch, document["search"])
+
+
+def _text(value: Any) -> str:
+    return json_text(value, sort_keys=True)

@@ -1,0 +1,151 @@
+"""Chooses what runs in INT8: the placement that a search finds fastest, or the one asked for.
+
+A search of the same graph on the same engine and kind of host is not repeated: what it found is
+timed once more (kept_search.py).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from repzoo.quant.parameters.gelu_polynomial import LARGEST_ERROR, has_gelu
+from repzoo.quant.search import kept_search, placement_search
+from repzoo.quant.search.evaluator import Evaluator, free_memory
+from repzoo.quant.search.kept_search import KeptSearch
+from repzoo.quant.search.placement_race import PlacementRace, layer_names
+from repzoo.quant.search.placement_search import SearchResult, TimedPlacement
+from repzoo.remark import Remark
+
+PlacementChoice = Literal["fastest", "layers", "everything"]
+
+
+@dataclass(frozen=True)
+class SearchLimits:
+    """How long a search may take.
+
+    seconds            that the user allows
+    calibrate_seconds  that calibration took; a search takes no longer than that
+    new_search         whether to search even where a search of the same graph is kept
+    """
+
+    seconds: float
+    calibrate_seconds: float
+    new_search: bool = False
+
+
+def fastest_placement(
+    evaluator: Evaluator, limits: SearchLimits
+) -> tuple[SearchResult, list[str]]:
+    """(the fastest placement that is found, with others that come near it; remarks).
+
+    The builder's scheme then says whether GELU is faster as a polynomial.
+    """
+    key = kept_search.circumstances(evaluator)
+    remarks: list[str] = []
+    if not limits.new_search:
+        kept, remarks = kept_search.read(key, evaluator.builder.space)
+        if kept is not None and kept.is_enough(limits.seconds):
+            return _time_again(evaluator, kept), [_kept_remark(evaluator, kept)]
+    choose_gelu(evaluator)
+    seconds = min(limits.seconds, limits.calibrate_seconds)
+    result = search_placement(evaluator, seconds)
+    gelu_polynomial = evaluator.builder.scheme.gelu_polynomial
+    found = KeptSearch.of(result, gelu_polynomial, limits.seconds)
+    return result, remarks + kept_search.write(key, found)
+
+
+def _time_again(evaluator: Evaluator, kept: KeptSearch) -> SearchResult:
+    """What an earlier search found, with the latencies of now."""
+    builder = evaluator.builder
+    builder.scheme = replace(builder.scheme, gelu_polynomial=kept.gelu_polynomial)
+    found = kept_search.placements(kept, builder.space)
+    finalists = 1 + len(kept.nearly_as_fast)
+    result = placement_search.time_again(
+        _race(evaluator),
+        found[:finalists],
+        found[finalists:],
+        evaluator.gate.candidate_seconds,
+    )
+    free_memory()
+    return result
+
+
+def _kept_remark(evaluator: Evaluator, kept: KeptSearch) -> Remark:
+    return Remark(
+        "{engine}: an earlier search of the same graph ({date}) found the placement, which was "
+        "timed again; --new-search searches anew",
+        engine=evaluator.gate.engine.name,
+        date=kept.date,
+    )
+
+
+def choose_gelu(evaluator: Evaluator) -> None:
+    """Keep the scheme's polynomials for GELU only where they are faster beyond noise."""
+    builder = evaluator.builder
+    if not builder.scheme.gelu_polynomial:
+        return
+    is_faster = False
+    # What is fast on this host says nothing of a board.
+    if not builder.scheme.runs_on_board and has_gelu(builder.cache.original.model):
+        first = builder.space.starting_placements()[0]
+        is_faster = _race(evaluator).polynomial_ratio(first).high < 1
+    builder.scheme = replace(builder.scheme, gelu_polynomial=is_faster)
+    free_memory()
+
+
+def gelu_remarks(evaluator: Evaluator) -> list[str]:
+    """What to know where GELU is a polynomial."""
+    if not evaluator.builder.scheme.gelu_polynomial:
+        return []
+    remark = Remark(
+        "GELU is written as a polynomial, which {engine} computes faster here; it is within "
+        "{error} of GELU, less than an INT8 step",
+        engine=evaluator.gate.engine.name,
+        error=LARGEST_ERROR,
+    )
+    return [remark]
+
+
+def search_placement(evaluator: Evaluator, seconds: float) -> SearchResult:
+    """The fastest placement that is found in about `seconds`, and others that come near it."""
+    starts = evaluator.builder.space.starting_placements()
+    result = placement_search.find_fastest(
+        _race(evaluator), starts, evaluator.gate.candidate_seconds, seconds
+    )
+    free_memory()
+    return result
+
+
+def requested_placement(evaluator: Evaluator, choice: PlacementChoice) -> SearchResult:
+    """The placement called `choice`, timed against float, and no others.
+
+    It is not timed where only a board runs it.
+    """
+    space = evaluator.builder.space
+    placement = space.starting_placements()[0]  # the one with most in INT8
+    if choice == "layers":
+        layers = layer_names(space)
+        placement = space.placement(choice, layers)
+    if evaluator.builder.scheme.runs_on_board:
+        return SearchResult(TimedPlacement(placement, None), ())
+    race = _race(evaluator)
+    started = time.perf_counter()
+    ratio = race.ratios_to_float([placement], evaluator.gate.candidate_seconds)[0]
+    free_memory()
+    seconds = round(time.perf_counter() - started, 2)
+    return SearchResult(TimedPlacement(placement, ratio), (), seconds=seconds)
+
+
+def _race(evaluator: Evaluator) -> PlacementRace:
+    """What times placements of the float model, as it is before any rewrite."""
+    builder = evaluator.builder
+    original = builder.cache.original
+    return PlacementRace(
+        evaluator.gate,
+        original.model,
+        original.statistics,
+        builder.scheme,
+        builder.space,
+    )
