@@ -16,6 +16,7 @@ from tests.small_model import sets, small
 from repzoo.artifact import Artifact
 from repzoo.engines import engine
 from repzoo.graph.tools.skeleton import sha256_of_structure
+from repzoo.measure import system_noise
 from repzoo.protobuf_stream import clone
 from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.search import kept_search, ladder, placement_search
@@ -32,6 +33,8 @@ LIMITS = SearchLimits(seconds=0.0, calibrate_seconds=60.0)
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REPZOO_CACHE", str(tmp_path / "cache"))
+    # Other tests run beside this one.
+    monkeypatch.setattr(system_noise, "OTHERS", 2.0)
 
 
 def evaluator(artifact: Artifact | None = None, scheme: str = "ort-cpu") -> Evaluator:
@@ -128,6 +131,16 @@ def test_a_cache_that_cannot_be_written_costs_a_sentence(
     result, remarks = fastest_placement(evaluator(), LIMITS)
     assert result.best.ratio is not None
     assert "searched again the next time" in remarks[0]
+
+
+def test_a_search_on_a_busy_machine_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(system_noise, "OTHERS", -1.0)
+    found = evaluator()
+    _, remarks = fastest_placement(found, LIMITS)
+    assert "other processes used" in remarks[0]
+    assert not kept_file(found).exists()
 
 
 def test_a_search_that_ran_out_of_time_serves_those_that_have_no_more() -> None:

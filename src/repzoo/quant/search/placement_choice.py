@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from repzoo.measure import system_noise as noise
 from repzoo.quant.parameters.gelu_polynomial import LARGEST_ERROR, has_gelu
 from repzoo.quant.search import kept_search, placement_search
 from repzoo.quant.search.evaluator import Evaluator, free_memory
@@ -48,9 +49,13 @@ def fastest_placement(
         kept, remarks = kept_search.read(key, evaluator.builder.space)
         if kept is not None and kept.is_enough(limits.seconds):
             return _time_again(evaluator, kept), [_kept_remark(evaluator, kept)]
+    before = noise.read_counters()
     choose_gelu(evaluator)
     seconds = min(limits.seconds, limits.calibrate_seconds)
     result = search_placement(evaluator, seconds)
+    used_by_others = noise.between(before, noise.read_counters())["used_by_others"]
+    if used_by_others is not None and used_by_others > noise.OTHERS:
+        return result, [*remarks, _busy_remark(used_by_others)]
     gelu_polynomial = evaluator.builder.scheme.gelu_polynomial
     found = KeptSearch.of(result, gelu_polynomial, limits.seconds)
     return result, remarks + kept_search.write(key, found)
@@ -78,6 +83,14 @@ def _kept_remark(evaluator: Evaluator, kept: KeptSearch) -> Remark:
         "timed again; --new-search searches anew",
         engine=evaluator.gate.engine.name,
         date=kept.date,
+    )
+
+
+def _busy_remark(used_by_others: float) -> Remark:
+    return Remark(
+        "the placement is searched again the next time: other processes used {share:.0%} of the "
+        "processors' time during this search",
+        share=used_by_others,
     )
 
 
