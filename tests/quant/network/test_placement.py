@@ -97,7 +97,7 @@ def test_an_activation_is_fused_where_the_target_fuses_it(spelt: str) -> None:
         "a",
         "y",
     }  # and nothing inside the activation is INT8
-    inner = ("s",) if spelt == SWISH else ()
+    inner = ("s",) if spelt in (SWISH, HARD_SWISH) else ()
     assert everything(model).tensors == ("x", "a", *inner, "r")
 
 

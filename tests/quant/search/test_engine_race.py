@@ -252,9 +252,9 @@ def test_a_shared_calibration_gives_each_scheme_what_its_own_would() -> None:
     shared = ladder.share_calibration(small(), images, schemes, runner)
     for scheme in schemes:
         own = ladder.share_calibration(small(), images, [scheme], runner)
-        space = PlacementSpace(own.model, scheme)
-        starts = ladder.starting_placements(small(), space)
-        first = shared.for_placements(starts).statistics
+        form = ladder.form_for(own.model, scheme)
+        starts = ladder.starting_placements(small(), PlacementSpace(form, scheme))
+        first = shared.for_placements(form, starts).statistics
         second = own.calibration.statistics
         assert first.histograms.keys() == second.histograms.keys()
         assert first.moments.keys() == second.moments.keys()

@@ -225,6 +225,12 @@ def axis_of(node: onnx.NodeProto) -> int:
     return integer_attribute(node, "axis", 0)
 
 
+def hard_sigmoid_constants(node: onnx.NodeProto) -> tuple[float, float]:
+    """alpha and beta of a HardSigmoid, with the defaults of ONNX operator HardSigmoid-6."""
+    values = {item.name: float(item.f) for item in node.attribute}
+    return values.get("alpha", 0.2), values.get("beta", 0.5)
+
+
 def integer_attribute(node: onnx.NodeProto, name: str, default: int) -> int:
     """The integer attribute `name` of `node`; `default` if it has none of that name."""
     for item in node.attribute:

@@ -21,7 +21,11 @@ from dataclasses import dataclass
 
 import onnx
 
-from repzoo.quant.network.graph_view import GraphView, integer_attribute
+from repzoo.quant.network.graph_view import (
+    GraphView,
+    hard_sigmoid_constants,
+    integer_attribute,
+)
 from repzoo.quant.network.layers import WEIGHTED, is_scaled_product
 from repzoo.quant.network.scheme import DATA_MOVEMENT, MOVES, POOLING, QuantScheme
 
@@ -258,6 +262,12 @@ class PlacementSpace:
             return False
         if node.op_type in ELEMENTWISE:
             # a sum with a constant would need a scale for the constant
+            activations = {*node.input, *node.output}
+        elif node.op_type == "HardSigmoid":
+            alpha, beta = hard_sigmoid_constants(node)
+            # It becomes a sum in INT8: of its scaled input, and of this constant.
+            if alpha <= 0 or beta <= 0:
+                return False
             activations = {*node.input, *node.output}
         elif node.op_type in (*DATA_MOVEMENT, *POOLING, "Sigmoid"):
             # further inputs are shapes, axes and split sizes

@@ -20,7 +20,16 @@ DATA_MOVEMENT = ("Flatten", "Reshape", "Concat", "Split", "Transpose")
 # Operators whose results are some of their inputs' values.
 MOVES = frozenset({*DATA_MOVEMENT, "MaxPool"})
 # Operators that can be written as INT8.
-OPERATORS = ("Conv", "Gemm", "Add", "Mul", "Sigmoid", *POOLING, *DATA_MOVEMENT)
+OPERATORS = (
+    "Conv",
+    "Gemm",
+    "Add",
+    "Mul",
+    "Sigmoid",
+    "HardSigmoid",
+    *POOLING,
+    *DATA_MOVEMENT,
+)
 ACTIVATIONS = (
     "Relu",
     "Clip",
@@ -72,7 +81,8 @@ class QuantScheme:
         searched_ranges: the methods that the tool's default flow tries on the whole model, of which
             it keeps the best; none: it always chooses ranges as `ranges` says.
         quantized: ONNX operators that may run in INT8, out of OPERATORS. With Sigmoid and Mul,
-            SiLU and other composites of these alone do too, with 8 bits between them.
+            SiLU and other composites of these alone do too, with 8 bits between them. With
+            HardSigmoid and Mul, HardSwish does.
         fused: activations that the target fuses into the layer before, out of ACTIVATIONS. Gelu,
             Swish and HardSwish may also be composites.
         output_pairs: an INT8 operator needs a Q/DQ pair behind it too. False: the target computes

@@ -18,8 +18,10 @@ from repzoo.quant.parameters.input_alignment import align_to_pixel_values
 from repzoo.quant.parameters.ranges import ChosenRange, choose_range
 
 ChosenRanges = Mapping[str, ChosenRange]  # of each activation
-# Of a Sigmoid in INT8. A range that clips the few largest values by a little multiplies all that
-# they gate: EfficientNet-B0 loses 3 dB on its logits by such ranges, and nothing by this one.
+# Operators whose results are within 0..1, and their range in INT8. One that clips the few largest
+# values by a little multiplies all that they gate: EfficientNet-B0 loses 3 dB on its logits by such
+# ranges, and nothing by this one.
+SIGMOIDS = ("Sigmoid", "HardSigmoid")
 SIGMOID_RANGE = ChosenRange("function", (0.0, 1.0))
 
 
@@ -76,7 +78,7 @@ class RangeChooser:
 
     def _is_sigmoid(self, name: str) -> bool:
         producer = self._graph.producers.get(name)
-        return producer is not None and producer.op_type == "Sigmoid"
+        return producer is not None and producer.op_type in SIGMOIDS
 
     def _choose_one(self, name: str, method: str) -> ChosenRange:
         histogram = self._statistics.histograms[name]

@@ -30,7 +30,7 @@ from repzoo.graph.tools.onnx_edit import (
 )
 from repzoo.onnx_file import opset_of
 from repzoo.protobuf_stream import clone
-from repzoo.quant.network.graph_view import integer_attribute
+from repzoo.quant.network.graph_view import hard_sigmoid_constants, integer_attribute
 from repzoo.quant.network.layers import WEIGHTED, is_scaled_product
 from repzoo.quant.network.placement import Placement
 from repzoo.quant.parameters.scales import (
@@ -192,6 +192,8 @@ def _quantized_node(
     source = node.input[0] if is_layer else ""
     if source in pairs and not is_quantized:
         nodes.extend(writer.separate_dequantize(copy, pairs[source]))
+    if is_quantized and node.op_type == "HardSigmoid" and writer.clips(node, pairs):
+        return writer.sum_for_hard_sigmoid(copy, pairs[node.input[0]])
     nodes.append(copy)
     return nodes
 
@@ -343,6 +345,50 @@ class _Writer:
         output = self.fresh_name(f"{name}_dequantized")
         node.input[0] = output
         return [_node("DequantizeLinear", inputs, output, axis=1)]
+
+    def clips(self, node: onnx.NodeProto, pairs: Mapping[str, _Pair]) -> bool:
+        """Whether the pair behind `node` holds no value outside of 0..1, and one is before it."""
+        output = node.output[0]
+        if node.input[0] not in pairs or output not in pairs:
+            return False
+        parameters = self.activations[output]
+        highest = parameters.scale * (2**parameters.bits - 1)
+        is_unsigned = parameters.bits == 8 and parameters.zero_point == 0
+        return is_unsigned and highest <= 1 + 1e-6
+
+    def sum_for_hard_sigmoid(
+        self, node: onnx.NodeProto, pair: _Pair
+    ) -> list[onnx.NodeProto]:
+        """alpha x + beta, whose pair clips it to 0..1 as HardSigmoid does.
+
+        The factor alpha is in the scale by which the integers of x are read. ONNX Runtime adds
+        them in one operator (QLinearAdd) and has none for HardSigmoid.
+        """
+        alpha, beta = hard_sigmoid_constants(node)
+        output = node.output[0]
+        _, dequantize = pair
+        quantized, scale_name, zero_point_name = dequantize.input
+        scale = numpy_helper.to_array(self.added[scale_name])
+        zero_point = numpy_helper.to_array(self.added[zero_point_name])
+        scaled = [
+            quantized,
+            self.add_initializer(
+                f"{output}_scale", np.array(scale * alpha, np.float32)
+            ),
+            zero_point_name,
+        ]
+        constant = [
+            self.add_initializer(f"{output}_one", np.ones_like(zero_point)),
+            self.add_initializer(f"{output}_beta", np.array(beta, np.float32)),
+            self.add_initializer(f"{output}_zero", np.zeros_like(zero_point)),
+        ]
+        product = self.fresh_name(f"{output}_scaled")
+        summand = self.fresh_name(f"{output}_constant")
+        return [
+            _node("DequantizeLinear", scaled, product),
+            _node("DequantizeLinear", constant, summand),
+            helper.make_node("Add", [product, summand], [output], name=node.name),
+        ]
 
     def _input_channels(self, node: onnx.NodeProto) -> int:
         """Input channels of a layer; 1 if its weight is computed."""

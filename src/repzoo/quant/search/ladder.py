@@ -48,6 +48,7 @@ from repzoo.progress import Progress, silent
 from repzoo.quant.network.placement import Placement, PlacementSpace
 from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters import qdq_writer
+from repzoo.quant.rewrites.hard_swish import with_gates
 from repzoo.quant.rewrites.single_nodes import single_node_remarks, with_single_nodes
 from repzoo.quant.rewrites.stages import STAGES, FloatModel
 from repzoo.quant.search.builder import Builder
@@ -236,12 +237,14 @@ class SharedCalibration:
     calibration: Calibration
     seconds: float
 
-    def for_placements(self, starts: Sequence[Placement]) -> Calibration:
-        """What one scheme needs, whose starting placements are `starts`.
+    def for_placements(
+        self, model: onnx.ModelProto, starts: Sequence[Placement]
+    ) -> Calibration:
+        """What one scheme needs, whose starting placements are `starts`, of its form of the model.
 
         Nothing else: equalization weighs every tensor that has a histogram.
         """
-        tensors, layers = observed_by(self.model, starts)
+        tensors, layers = observed_by(model, starts)
         statistics = self.calibration.statistics.restricted(tensors, layers)
         return replace(self.calibration, statistics=statistics)
 
@@ -261,14 +264,23 @@ def share_calibration(
     require_folded(artifact)
     started = time.perf_counter()
     model = qdq_writer.prepare_for_qdq(artifact.model)
+    observed = model
     starts: list[Placement] = []
     for scheme in schemes:
-        starts += starting_placements(artifact, PlacementSpace(model, scheme))
+        form = form_for(model, scheme)
+        starts += starting_placements(artifact, PlacementSpace(form, scheme))
+        if form is not model:
+            observed = form  # it has all tensors of `model` and more
     free_memory()
     calibrator = Calibrator(artifact, engine, progress)
-    calibration = calibrator.calibrate(model, images, starts)
+    calibration = calibrator.calibrate(observed, images, starts)
     free_memory()
     return SharedCalibration(model, calibration, time.perf_counter() - started)
+
+
+def form_for(model: onnx.ModelProto, scheme: QuantScheme) -> onnx.ModelProto:
+    """`model` with the nodes that `scheme` can quantize in place of equal ones that it cannot."""
+    return with_gates(model) if "HardSigmoid" in scheme.quantized else model
 
 
 def starting_placements(artifact: Artifact, space: PlacementSpace) -> list[Placement]:
@@ -305,14 +317,14 @@ def calibrate(
         shared = share_calibration(
             artifact, split.calibration, [target.scheme], target.engine, gate.progress
         )
-    model = shared.model
+    model = form_for(shared.model, target.scheme)
     remarks = list(shared.calibration.remarks)
     if target.scheme.single_nodes:
-        model = with_single_nodes(shared.model)
+        model = with_single_nodes(model)
         remarks += single_node_remarks(shared.model, model)
     space = PlacementSpace(model, target.scheme)
     calibrator = Calibrator(artifact, target.engine, gate.progress)
-    calibration = shared.for_placements(starting_placements(artifact, space))
+    calibration = shared.for_placements(model, starting_placements(artifact, space))
     statistics = calibration.statistics
     comparison = FloatComparison(
         artifact,
