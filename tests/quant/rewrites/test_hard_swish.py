@@ -54,7 +54,7 @@ def quantized(model: onnx.ModelProto, gate: tuple[float, float] = (0, 1)) -> Any
     parameters: dict[str, ActivationParameters] = {}
     for name in placement.tensors:
         bounds = gate if name in gates else (-6, 6)
-        parameters[name] = uint8_parameters(*bounds, False)
+        parameters[name] = uint8_parameters(bounds[0], bounds[1], False)
     return insert_qdq(form, placement, parameters, SCHEME.per_channel)
 
 
