@@ -138,8 +138,7 @@ def test_a_search_on_a_busy_machine_is_not_kept(
 ) -> None:
     monkeypatch.setattr(system_noise, "OTHERS", -1.0)
     found = evaluator()
-    _, remarks = fastest_placement(found, LIMITS)
-    assert "other processes used" in remarks[0]
+    fastest_placement(found, LIMITS)
     assert not kept_file(found).exists()
 
 

@@ -55,7 +55,7 @@ def fastest_placement(
     result = search_placement(evaluator, seconds)
     used_by_others = noise.between(before, noise.read_counters())["used_by_others"]
     if used_by_others is not None and used_by_others > noise.OTHERS:
-        return result, [*remarks, _busy_remark(used_by_others)]
+        return result, remarks  # what looked fastest may not be, so it is not kept
     gelu_polynomial = evaluator.builder.scheme.gelu_polynomial
     found = KeptSearch.of(result, gelu_polynomial, limits.seconds)
     return result, remarks + kept_search.write(key, found)
@@ -83,14 +83,6 @@ def _kept_remark(evaluator: Evaluator, kept: KeptSearch) -> Remark:
         "timed again; --new-search searches anew",
         engine=evaluator.gate.engine.name,
         date=kept.date,
-    )
-
-
-def _busy_remark(used_by_others: float) -> Remark:
-    return Remark(
-        "the placement is searched again the next time: other processes used {share:.0%} of the "
-        "processors' time during this search",
-        share=used_by_others,
     )
 
 
