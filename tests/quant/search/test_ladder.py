@@ -463,3 +463,28 @@ def test_logits_are_compared_even_where_a_model_does_not_say_how_many_classes_it
     expected = comparison.compare(artifact).values.expected
     assert expected is not None
     assert (expected.changed, expected.drop) == (0, 0)
+
+
+def test_ladders_that_share_run_the_float_model_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened: list[str] = []
+    open_run = accuracy.open_run
+
+    def counted(artifact: Artifact, *arguments: Any, **options: Any) -> Any:
+        opened.append(artifact.form)
+        return open_run(artifact, *arguments, **options)
+
+    monkeypatch.setattr(accuracy, "open_run", counted)
+    target = Target(engine("onnxruntime"), load_scheme("ort-cpu"), search_seconds=0)
+    sharing = ladder.Sharing(profiled=False)
+    reports = []
+    for _ in range(2):
+        _, report = ladder.quantize(
+            small(), sets(), target, Budget(5.0), sharing=sharing
+        )
+        reports.append(report)
+    assert opened.count("deploy") == 2  # on the selection and on the gate images
+    first, second = (report.paired.values for report in reports)
+    assert first.first_top1 == second.first_top1
+    assert first.n == second.n

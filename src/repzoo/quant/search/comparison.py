@@ -128,6 +128,11 @@ class FloatComparison:
             self._float = predictions[0]
         return predictions[len(predictions) - len(models) :]
 
+    @property
+    def float_predictions(self) -> accuracy.ModelPredictions | None:
+        """What the float model predicts on the images; None where it has not run yet."""
+        return self._float
+
     def know_float(self, predictions: accuracy.ModelPredictions) -> None:
         """Take the float model's `predictions` from before, if they are of all of these images."""
         has_logits = predictions.logits is not None or not self._keeps_logits

@@ -30,6 +30,7 @@ from repzoo.engines import DEFAULT_ENGINE, Engine
 from repzoo.engines.probe import probe
 from repzoo.errors import InputError
 from repzoo.measure import latency
+from repzoo.measure.predictions import ModelPredictions
 from repzoo.measure.race_result import Objective, RaceEntry, RaceSummary
 from repzoo.measure.record import Record
 from repzoo.measure.results import Latency, LatencyRatio, PairedAccuracy
@@ -211,8 +212,10 @@ def quantize(
         progress,
     )
     int8_entrants: list[_Entrant] = []
+    predictions: list[ModelPredictions] = []
     for target in contest.targets:
-        sharing = Sharing(shared, keep(target.engine) if keep else None, profiled=False)
+        kept = keep(target.engine) if keep else None
+        sharing = Sharing(shared, kept, profiled=False, predictions=predictions)
         int8_entrants.append(
             _quantize_for(artifact, split, target, budget, progress, sharing)
         )

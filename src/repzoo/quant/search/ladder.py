@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,7 @@ from repzoo.artifact import Artifact
 from repzoo.data.dataset import Dataset, QuantizationSplit
 from repzoo.engines import Engine
 from repzoo.errors import InputError
+from repzoo.measure.predictions import ModelPredictions
 from repzoo.measure.results import OperatorTime
 from repzoo.progress import Progress, silent
 from repzoo.quant.network.placement import Placement, PlacementSpace
@@ -119,11 +120,27 @@ class Sharing:
     calibration  see `share_calibration`
     keep         is called with each candidate and its model, which are let go otherwise
     profiled     whether the report has operator times; the race adds them to the winner's alone
+    predictions  of the float model, by the ladder that ran it first: engines compute it alike
     """
 
     calibration: SharedCalibration | None = None
     keep: Keep | None = None
     profiled: bool = True
+    predictions: list[ModelPredictions] = field(default_factory=list)
+
+    def know_float(self, comparisons: Sequence[FloatComparison]) -> None:
+        """Give what another ladder's float model predicted to the comparisons of this one."""
+        for comparison, known in zip(comparisons, self.predictions, strict=False):
+            comparison.know_float(known)
+
+    def keep_float(self, comparisons: Sequence[FloatComparison]) -> None:
+        """Keep what the float model of this ladder predicted."""
+        known: list[ModelPredictions] = []
+        for comparison in comparisons:
+            predictions = comparison.float_predictions
+            assert predictions is not None  # candidates were compared with it
+            known.append(predictions)
+        self.predictions[:] = known
 
 
 def quantize(
@@ -149,6 +166,8 @@ def quantize(
     gate.clients = target.clients
     evaluator, remarks = calibrate(gate, split, target, sharing.calibration)
     evaluator.keep = sharing.keep
+    comparisons = (evaluator.comparison, gate.comparison)
+    sharing.know_float(comparisons)
     calibrate_seconds = time.perf_counter() - started
     if sharing.calibration is not None:
         calibrate_seconds = sharing.calibration.seconds
@@ -167,6 +186,7 @@ def quantize(
     best = evaluator.best
     gate_started = time.perf_counter()
     paired = gate.comparison.compare(best.artifact)
+    sharing.keep_float(comparisons)
     phases = {
         "calibrate": round(calibrate_seconds, 2),
         "place": round(place_seconds, 2),
