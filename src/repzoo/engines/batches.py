@@ -1,4 +1,4 @@
-"""Runs of fewer images than the batch that a file fixes (`onnx_file.fixed_batch`).
+"""Runs of fewer or more images than the batch that a file fixes (`onnx_file.fixed_batch`).
 
 The last of many images seldom fill such a batch, so it is padded with zeros.
 """
@@ -27,3 +27,13 @@ def run_padded(session: Session, inputs: Array, batch: int) -> list[Array]:
         return outputs
     # A Reshape may join the images with other axes, [batch * rows, ...].
     return [output[: len(output) * len(inputs) // batch] for output in outputs]
+
+
+def run_in_batches(session: Session, inputs: Array, batch: int) -> list[Array]:
+    """All outputs of `session` for `inputs`, `batch` images at a time; 0: all of them at once."""
+    if not batch or len(inputs) <= batch:
+        return run_padded(session, inputs, batch)
+    parts: list[list[Array]] = []
+    for start in range(0, len(inputs), batch):
+        parts.append(run_padded(session, inputs[start : start + batch], batch))
+    return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]

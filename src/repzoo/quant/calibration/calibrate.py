@@ -21,7 +21,7 @@ import onnx
 from threadpoolctl import threadpool_limits
 
 from repzoo.engines import Engine, Session
-from repzoo.engines.batches import run_padded
+from repzoo.engines.batches import run_in_batches
 from repzoo.errors import InputError
 from repzoo.graph.tools.head import find_head
 from repzoo.graph.tools.pieces import Pieces, split_model, trim_heap
@@ -45,7 +45,7 @@ Images = npt.NDArray[np.float32]
 
 WHOLE_BYTES = 2**26  # a model with more weights runs piece by piece
 PIECE_BYTES = 2**24  # weights of one piece
-PROBED_BYTES = 2**26  # observed activations of one batch
+PROBED_BYTES = 2**27  # observed activations of one batch
 MAX_BATCH = 16
 # Shares of a batch's observers for each thread. With more, threads wait for one another more often.
 TASKS_PER_THREAD = 2
@@ -268,7 +268,7 @@ class _Probe:
             threadpool_limits(blas_threads, "blas"),
         ):
             for inputs in batches:
-                results = run_padded(self.session, inputs, self.batch)
+                results = run_in_batches(self.session, inputs, self.batch)
                 tensors = dict(zip(self.outputs, results, strict=True))
                 tensors[self.source] = inputs
                 # Gram matrices last: the others refuse values that are not finite
@@ -319,13 +319,11 @@ def batch_size(
     tensors: Iterable[str],
     limit: int = PROBED_BYTES,
 ) -> int:
-    """The largest batch whose activations `tensors` stay within `limit` bytes, 1 to MAX_BATCH.
+    """How many images have activations `tensors` within `limit` bytes, 1 to MAX_BATCH.
 
-    A model with a fixed batch size keeps it. An unknown size counts as 0.
+    Of a model with a fixed batch size, as many of its batches, at least one. Observers see all of
+    these images at once, since each call of one has a cost. An unknown size counts as 0.
     """
-    fixed = fixed_batch(model)
-    if fixed:
-        return fixed
     wanted = set(tensors)
     bytes_per_image = 0
     inferred = onnx.shape_inference.infer_shapes(without_weights(model))
@@ -335,4 +333,6 @@ def batch_size(
             sides = [dim.dim_value for dim in dims]
             bytes_per_image += 4 * math.prod(sides)  # float32
     largest = limit // max(bytes_per_image, 1)
-    return min(max(largest, 1), MAX_BATCH)
+    size = min(max(largest, 1), MAX_BATCH)
+    fixed = fixed_batch(model)
+    return max(size // fixed, 1) * fixed if fixed else size

@@ -28,6 +28,7 @@ from repzoo.progress import Progress
 from repzoo.quant.calibration.calibrate import (
     MAX_BATCH,
     PROBED_BYTES,
+    WHOLE_BYTES,
     CalibrationStream,
     batch_size,
     collect_statistics,
@@ -139,7 +140,7 @@ class Calibrator:
     ) -> Statistics:
         """As `observe_again`; a batch's observed activations take at most about `room` bytes."""
         # The weights are in memory too: in the model and again in the session.
-        if initializer_bytes(model) > PROBED_BYTES:
+        if initializer_bytes(model) > WHOLE_BYTES:
             room //= 2
         observed = [*tensors, *(layer.source for layer in observed_layers)]
         inputs = reader.read(batch_size(model, observed, room))
@@ -184,10 +185,11 @@ class Calibrator:
         tensors  its activations that are quantized
         limit    images in a batch, at most
         """
-        size = min(batch_size(model, tensors), limit)
-        if not fixed_batch(model):
+        size = fixed_batch(model)
+        if not size:
             # As many batches as threads: a thread without one would wait.
-            size = min(size, math.ceil(len(images) / self.threads))
+            share = math.ceil(len(images) / self.threads)
+            size = min(batch_size(model, tensors), limit, share)
         return list(self.prepare(phase, images, size))
 
     def run(self, model: onnx.ModelProto, batches: Sequence[Inputs]) -> Inputs:
