@@ -187,3 +187,48 @@ def test_sampled_positions_do_not_depend_on_other_tensors(model_file: Path) -> N
         expected = every.moments[layer.name].grams[0]
         gram = some.moments[layer.name].grams[0]
         np.testing.assert_allclose(gram, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("fixed", [1, 2])
+def test_a_file_with_a_fixed_batch_gives_the_statistics_of_an_open_one(
+    fixed: int,
+) -> None:
+    """Observers see several batches of the file at once, the last of which may be short."""
+    closed = onnx.ModelProto()
+    closed.CopyFrom(MODEL)
+    for value in (*closed.graph.input, *closed.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = fixed
+    images = np.random.default_rng(0).standard_normal((7, 1, 2, 2)).astype(np.float32)
+    first, second = (
+        collect(model, ["data", "live"], iter([images[:5], images[5:]]), 7)
+        for model in (MODEL, closed)
+    )
+    assert first.images == second.images == 7
+    for name, histogram in first.histograms.items():
+        other = second.histograms[name]
+        np.testing.assert_array_equal(histogram.counts, other.counts)
+        np.testing.assert_array_equal(histogram.samples, other.samples)
+        np.testing.assert_array_equal(histogram.low, other.low)
+
+
+@pytest.mark.parametrize(
+    ("fixed", "limit", "expected"),
+    [
+        (0, 32 * 5, 5),
+        (1, 32 * 5, 5),
+        (2, 32 * 5, 4),
+        (3, 1, 3),
+        (0, 1, 1),
+        (1, 1e9, 16),
+    ],
+)
+def test_a_batch_is_as_many_of_the_file_as_memory_allows(
+    fixed: int, limit: int, expected: int
+) -> None:
+    """An image of MODEL has 32 bytes in `scaled` and `live`."""
+    model = onnx.ModelProto()
+    model.CopyFrom(MODEL)
+    if fixed:
+        for value in (*model.graph.input, *model.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_value = fixed
+    assert calibrate.batch_size(model, ["scaled", "live"], limit) == expected
