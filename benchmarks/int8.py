@@ -158,6 +158,7 @@ def quantize_own(name: str, artifact: Artifact, setting: Setting) -> Entry:
             placement="everything" if name == EVERYTHING else "fastest",
             images=setting.images,
             seed=setting.seed,
+            new_search=True,
             force=True,
         )
         started = time.perf_counter()

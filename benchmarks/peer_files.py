@@ -229,6 +229,7 @@ def _quantize_own(folder: ModelFolder, setting: Setting, engine: str) -> Artifac
         engine=engine,
         images=setting.images,
         search=setting.search_seconds,
+        new_search=True,
         force=True,
     )
     artifact = folder.read(OWN_FLOAT)
