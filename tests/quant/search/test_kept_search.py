@@ -143,7 +143,7 @@ def test_a_search_on_a_busy_machine_is_not_kept(
 
 
 def test_a_search_that_ran_out_of_time_serves_those_that_have_no_more() -> None:
-    found = KeptSearch(KeptPlacement("layers", ("a",)), (), (), False, 5.0, False)
+    found = KeptSearch(KeptPlacement("layers", ("a",)), (), (), (), 5.0, False)
     assert found.is_enough(5.0)
     assert not found.is_enough(6.0)
     assert replace(found, finished=True).is_enough(6.0)

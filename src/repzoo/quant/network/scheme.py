@@ -91,6 +91,8 @@ class QuantScheme:
             target does not recognize it in several nodes there.
         gelu_polynomial: GELU is written as a polynomial (parameters/gelu_polynomial.py) where
             timing shows that the engine computes it faster. Needs single_nodes.
+        gemm_convolution: an INT8 Gemm is written as a 1x1 convolution, where timing shows that the
+            engine computes it faster (parameters/gemm_convolution.py).
         escape: fallback of a layer that INT8 breaks: float | int16.
         weight_rule: how the target's own tool rounds the weights of a float file: largest | minmax
             | power-of-two (see parameters/weight_grid.py). `harden` puts weights on that grid.
@@ -123,6 +125,7 @@ class QuantScheme:
     output_pairs: bool = True
     single_nodes: bool = False
     gelu_polynomial: bool = False
+    gemm_convolution: bool = False
     escape: str = "float"
     weight_rule: str = "largest"
     opset: int = 0

@@ -34,6 +34,7 @@ from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters import qdq_writer
 from repzoo.quant.parameters.activation_ranges import ChosenRanges, choose_ranges
 from repzoo.quant.parameters.gelu_polynomial import with_gelu_polynomials
+from repzoo.quant.parameters.gemm_convolution import with_gemm_convolutions
 from repzoo.quant.parameters.gptq import round_rows
 from repzoo.quant.parameters.noise import clipping_shift, rounding_shift
 from repzoo.quant.parameters.scales import (
@@ -197,7 +198,16 @@ def write_qdq(
         plan.weights,
         signed=scheme.activation_type == "int8",
     )
-    return with_gelu_polynomials(model) if scheme.gelu_polynomial else model
+    return in_form(model, scheme)
+
+
+def in_form(model: onnx.ModelProto, scheme: QuantScheme) -> onnx.ModelProto:
+    """The QDQ `model` with functions and products spelled as `scheme` says."""
+    if scheme.gelu_polynomial:
+        model = with_gelu_polynomials(model)
+    if scheme.gemm_convolution:
+        model = with_gemm_convolutions(model)
+    return model
 
 
 def pack_weights(

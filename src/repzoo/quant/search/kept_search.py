@@ -29,7 +29,7 @@ from repzoo.quant.search.placement_search import SearchResult
 from repzoo.remark import Remark
 from repzoo.storage import cache_folder, json_text, read_bounded, write_atomically
 
-FORMAT = 1  # to be raised when the search, or the form of Q/DQ pairs, changes
+FORMAT = 2  # to be raised when the search, or the form of Q/DQ pairs, changes
 MAX_BYTES = 2**22
 # Facts of a host that decide which placement is fastest on it.
 HOST_FACTS = ("cpu", "machine", "int8", "affinity", "threads")
@@ -70,7 +70,7 @@ class KeptSearch:
     best             the fastest placement
     nearly_as_fast   see SearchResult
     others           the rest of SearchResult.others
-    gelu_polynomial  whether GELU was faster as a polynomial
+    forms            names of placement_choice.FORMS that were faster
     seconds          that the search was allowed
     finished         whether it ended before, since nothing gained
     """
@@ -78,13 +78,13 @@ class KeptSearch:
     best: KeptPlacement
     nearly_as_fast: tuple[KeptPlacement, ...]
     others: tuple[KeptPlacement, ...]
-    gelu_polynomial: bool
+    forms: tuple[str, ...]
     seconds: float
     finished: bool
     date: str = field(default_factory=lambda: datetime.date.today().isoformat())
 
     @staticmethod
-    def of(result: SearchResult, gelu_polynomial: bool, seconds: float) -> KeptSearch:
+    def of(result: SearchResult, forms: tuple[str, ...], seconds: float) -> KeptSearch:
         """What is kept of `result`, for which the search was allowed `seconds`."""
         near = [timed.placement for timed in result.nearly_as_fast]
         others = [placement for placement in result.others if placement not in near]
@@ -92,7 +92,7 @@ class KeptSearch:
             KeptPlacement.of(result.best.placement),
             tuple(map(KeptPlacement.of, near)),
             tuple(map(KeptPlacement.of, others)),
-            gelu_polynomial,
+            forms,
             seconds,
             result.finished,
         )

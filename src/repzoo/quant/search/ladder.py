@@ -72,7 +72,7 @@ from repzoo.quant.search.operator_times import operator_times
 from repzoo.quant.search.placement_choice import (
     PlacementChoice,
     SearchLimits,
-    choose_gelu,
+    choose_forms,
     fastest_placement,
     gelu_remarks,
     requested_placement,
@@ -179,7 +179,7 @@ def quantize(
         search, found_remarks = fastest_placement(evaluator, limits)
         remarks += found_remarks
     else:
-        choose_gelu(evaluator)
+        choose_forms(evaluator)
         search = requested_placement(evaluator, target.placement)
     place_seconds = time.perf_counter() - place_started
     climb(evaluator, search, split, target)

@@ -7,11 +7,16 @@ timed once more (kept_search.py).
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
+
+import onnx
 
 from repzoo.measure import system_noise as noise
+from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters.gelu_polynomial import LARGEST_ERROR, has_gelu
+from repzoo.quant.parameters.gemm_convolution import has_gemm
 from repzoo.quant.search import kept_search, placement_search
 from repzoo.quant.search.evaluator import Evaluator, free_memory
 from repzoo.quant.search.kept_search import KeptSearch
@@ -20,6 +25,25 @@ from repzoo.quant.search.placement_search import SearchResult, TimedPlacement
 from repzoo.remark import Remark
 
 PlacementChoice = Literal["fastest", "layers", "everything"]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A spelling in INT8 files that is faster on some hosts.
+
+    applies   whether a float model has what it is for
+    is_exact  whether it computes the same to the bit; others must be faster beyond noise
+    """
+
+    applies: Callable[[onnx.ModelProto], bool]
+    is_exact: bool
+
+
+# By the setting of a scheme that asks for it; see `compute.in_form`.
+FORMS = {
+    "gelu_polynomial": Form(has_gelu, is_exact=False),
+    "gemm_convolution": Form(has_gemm, is_exact=True),
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +65,7 @@ def fastest_placement(
 ) -> tuple[SearchResult, list[str]]:
     """(the fastest placement that is found, with others that come near it; remarks).
 
-    The builder's scheme then says whether GELU is faster as a polynomial.
+    The builder's scheme then says which FORMS are faster.
     """
     key = kept_search.circumstances(evaluator)
     remarks: list[str] = []
@@ -50,21 +74,22 @@ def fastest_placement(
         if kept is not None and kept.is_enough(limits.seconds):
             return _time_again(evaluator, kept), [_kept_remark(evaluator, kept)]
     before = noise.read_counters()
-    choose_gelu(evaluator)
+    choose_forms(evaluator)
     seconds = min(limits.seconds, limits.calibrate_seconds)
     result = search_placement(evaluator, seconds)
     used_by_others = noise.between(before, noise.read_counters())["used_by_others"]
     if used_by_others is not None and used_by_others > noise.OTHERS:
         return result, remarks  # what looked fastest may not be, so it is not kept
-    gelu_polynomial = evaluator.builder.scheme.gelu_polynomial
-    found = KeptSearch.of(result, gelu_polynomial, limits.seconds)
+    scheme = evaluator.builder.scheme
+    forms = tuple(name for name in FORMS if getattr(scheme, name))
+    found = KeptSearch.of(result, forms, limits.seconds)
     return result, remarks + kept_search.write(key, found)
 
 
 def _time_again(evaluator: Evaluator, kept: KeptSearch) -> SearchResult:
     """What an earlier search found, with the latencies of now."""
     builder = evaluator.builder
-    builder.scheme = replace(builder.scheme, gelu_polynomial=kept.gelu_polynomial)
+    builder.scheme = with_forms(builder.scheme, kept.forms)
     found = kept_search.placements(kept, builder.space)
     finalists = 1 + len(kept.nearly_as_fast)
     result = placement_search.time_again(
@@ -86,18 +111,33 @@ def _kept_remark(evaluator: Evaluator, kept: KeptSearch) -> Remark:
     )
 
 
-def choose_gelu(evaluator: Evaluator) -> None:
-    """Keep the scheme's polynomials for GELU only where they are faster beyond noise."""
+def choose_forms(evaluator: Evaluator) -> None:
+    """Keep those of the scheme's FORMS that are faster here."""
     builder = evaluator.builder
-    if not builder.scheme.gelu_polynomial:
-        return
-    is_faster = False
-    # What is fast on this host says nothing of a board.
-    if not builder.scheme.runs_on_board and has_gelu(builder.cache.original.model):
+    model = builder.cache.original.model
+    tried: list[str] = []
+    for name, form in FORMS.items():
+        # What is fast on this host says nothing of a board.
+        is_asked = getattr(builder.scheme, name) and not builder.scheme.runs_on_board
+        if is_asked and form.applies(model):
+            tried.append(name)
+    faster: list[str] = []
+    if tried:
         first = builder.space.starting_placements()[0]
-        is_faster = _race(evaluator).polynomial_ratio(first).high < 1
-    builder.scheme = replace(builder.scheme, gelu_polynomial=is_faster)
+        schemes = [with_forms(builder.scheme, [name]) for name in tried]
+        ratios = _race(evaluator).form_ratios(first, schemes)
+        for name, ratio in zip(tried, ratios, strict=True):
+            limit = ratio.value if FORMS[name].is_exact else ratio.high
+            if limit < 1:
+                faster.append(name)
+    builder.scheme = with_forms(builder.scheme, faster)
     free_memory()
+
+
+def with_forms(scheme: QuantScheme, names: Collection[str]) -> QuantScheme:
+    """`scheme` with those of FORMS that are in `names`, and no others."""
+    settings: dict[str, Any] = {name: name in names for name in FORMS}
+    return replace(scheme, **settings)
 
 
 def gelu_remarks(evaluator: Evaluator) -> list[str]:

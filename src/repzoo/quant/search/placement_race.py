@@ -26,7 +26,8 @@ from repzoo.quant.calibration.statistics import Statistics
 from repzoo.quant.network.placement import Placement, PlacementSpace
 from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters import qdq_writer, ranges, scales
-from repzoo.quant.parameters.gelu_polynomial import with_gelu_polynomials
+from repzoo.quant.parameters.compute import in_form
+from repzoo.quant.parameters.gemm_convolution import layer_of
 from repzoo.quant.search.gate import Gate
 
 # Rounds of each race: the 95 % interval of a median of 9 is from the 2nd to the 8th.
@@ -125,23 +126,28 @@ class PlacementRace:
             intervals.extend(latency.race_ratio(case, base_case) for case in cases[1:])
         return intervals
 
-    def polynomial_ratio(self, placement: Placement) -> Interval:
-        """The latency with GELU as a polynomial over that with GELU as it is."""
+    def form_ratios(
+        self, placement: Placement, forms: Sequence[QuantScheme]
+    ) -> list[Interval]:
+        """The latency of `placement` as each of `forms` writes it over that as none does.
+
+        forms  the scheme with different settings of what `compute.in_form` writes
+        """
         plain = self._write(placement)
-        polynomial = replace(plain, model=with_gelu_polynomials(plain.model))
-        cases = self._gate.open_cases([plain, polynomial])
+        artifacts = [plain]
+        for form in forms:
+            artifacts.append(replace(plain, model=in_form(plain.model, form)))
+        cases = self._gate.open_cases(artifacts)
         latency.race(cases, 2 * ROUNDS, CALLS)
-        return latency.race_ratio(cases[1], cases[0])
+        return [latency.race_ratio(case, cases[0]) for case in cases[1:]]
 
     def _write_all(self, placements: Sequence[Placement]) -> list[Artifact]:
         """The QDQ model of each placement."""
         artifacts = []
         for placement in placements:
             artifact = self._write(placement)
-            if self._scheme.gelu_polynomial:
-                model = with_gelu_polynomials(artifact.model)
-                artifact = replace(artifact, model=model)
-            artifacts.append(artifact)
+            model = in_form(artifact.model, self._scheme)
+            artifacts.append(replace(artifact, model=model))
         return artifacts
 
     def _write(self, placement: Placement) -> Artifact:
@@ -160,8 +166,13 @@ class PlacementRace:
 def _run(profiler: engines.Profiler | None) -> list[ExecutedOperator] | None:
     if profiler is not None:
         with contextlib.suppress(InputError):
-            return profiler.run(PROFILED_RUNS)
+            return [_of_layers(item) for item in profiler.run(PROFILED_RUNS)]
     return None
+
+
+def _of_layers(operator: ExecutedOperator) -> ExecutedOperator:
+    """`operator` with the names that its nodes have in the float model."""
+    return replace(operator, nodes=tuple(map(layer_of, operator.nodes)))
 
 
 def layer_names(space: PlacementSpace) -> list[str]:
