@@ -12,15 +12,17 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 
 .PHONY: card test check lint fuzz bench bench-int8 bench-peers tables docs tutorials weights-digits reference toolchains clean
 
+# Python keeps what it compiles even where PYTHONDONTWRITEBYTECODE is set, as in containers: else each
+# of many processes compiles the same modules again (half a second for repzoo's alone).
+RUN := env -u PYTHONDONTWRITEBYTECODE
+
 card: $(VENV)/.core
-	$(BIN)/repzoo card --output out
+	$(RUN) $(BIN)/repzoo card --output out
 
 # One worker per core, each with one thread: with more, the threads of one wait for those of another
 # (measured: three times the processor time in training). A worker that has finished takes over
-# tests of another, so that no core idles while a long file runs. Compiled files are kept even where
-# PYTHONDONTWRITEBYTECODE is set, as in containers: else each of the many processes that tests start
-# compiles all of repzoo again (half a second each).
-PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --dist worksteal
+# tests of another, so that no core idles while a long file runs.
+PYTEST := $(RUN) OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --dist worksteal
 
 test: $(VENV)/.dev
 	$(PYTEST)
@@ -103,7 +105,8 @@ toolchains: $(VENV)/.core
 $(VENV)/.core: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"repzoo needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Say PYTHON=python3.12, for example.")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --editable '.[demo]'
+# Compiling all modules takes 30 of 66 seconds, and few of them are ever imported.
+	$(PIP) --no-compile --editable '.[demo]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.core
