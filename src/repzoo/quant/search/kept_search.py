@@ -67,6 +67,8 @@ class KeptPlacement:
 class KeptSearch:
     """What a search found.
 
+    Of what it was found under, `circumstances` says all.
+
     best             the fastest placement
     nearly_as_fast   see SearchResult
     others           the rest of SearchResult.others
