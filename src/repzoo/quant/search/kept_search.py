@@ -133,12 +133,12 @@ def read(
 ) -> tuple[KeptSearch | None, list[str]]:
     """(what an earlier search found; None where there is none or its file is damaged, remarks)."""
     path = path_of(key)
-    if not path.exists():
-        return None, []
     try:
+        if not path.exists():
+            return None, []
         kept = _read(path, key)
         placements(kept, space)
-    except (InputError, UnexpectedJson) as error:
+    except (InputError, UnexpectedJson, OSError) as error:
         remark = Remark(
             "what an earlier search found is not used: {path}: {why}; a new search replaces it",
             path=path,

@@ -135,8 +135,10 @@ def choose_forms(evaluator: Evaluator) -> None:
 
 
 def with_forms(scheme: QuantScheme, names: Collection[str]) -> QuantScheme:
-    """`scheme` with those of FORMS that are in `names`, and no others."""
-    settings: dict[str, Any] = {name: name in names for name in FORMS}
+    """`scheme` with those of its FORMS that are in `names`, and no others."""
+    settings: dict[str, Any] = {}
+    for name in FORMS:
+        settings[name] = name in names and getattr(scheme, name)
     return replace(scheme, **settings)
 
 
