@@ -14,12 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.conftest import PROCESS_SECONDS, Run
+from tests.small_model import sets, small
 
 import repzoo
 from repzoo.artifact import Artifact
 from repzoo.engines import engine
 from repzoo.engines.probe import Limits, probe
 from repzoo.errors import InputError
+from repzoo.quant.network.scheme import load_scheme
+from repzoo.quant.search import engine_race
+from repzoo.quant.search.engine_race import Contest
+from repzoo.quant.search.ladder import Target
+from repzoo.quant.search.verdict import Budget
 
 pytest.importorskip(
     "setuptools",
@@ -112,6 +118,19 @@ def test_it_is_an_engine_like_any_other(trained: Artifact) -> None:
     )
     np.testing.assert_allclose(doubled, 2 * plain)
     np.testing.assert_allclose(plain, reference, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("plugin_on_path")
+def test_an_engine_that_crashes_on_int8_leaves_the_race_of_engines() -> None:
+    scheme = load_scheme("ort-cpu")
+    targets = []
+    for name in ("onnxruntime", "sample-abort-int8"):
+        targets.append(Target(engine(name), scheme, placement="everything"))
+    result = engine_race.quantize(small(), sets(), Contest(tuple(targets)), Budget(5))
+    assert result.int8.steps[-1].settings["engine"] == "onnxruntime"
+    row = result.summary.entries[3]
+    assert (row.engine, row.form, row.ratio) == ("sample-abort-int8", "int8", None)
+    assert "sample-abort-int8 crashed (signal SIGABRT)" in row.problem
 
 
 @pytest.mark.usefixtures("plugin_on_path")

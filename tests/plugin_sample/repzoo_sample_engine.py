@@ -1,5 +1,5 @@
 """Engines on onnx's reference evaluator: one works, and has options; one takes the process
-down; one never returns.
+down; one does so for INT8 alone; one never returns.
 """
 
 from __future__ import annotations
@@ -70,6 +70,25 @@ class Abort(Sample):
         streams: int = 1,
     ) -> SampleSession:
         os.abort()
+
+
+class AbortInt8(Sample):
+    """Runs float models, and aborts the process while it opens one in INT8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = "sample-abort-int8"
+
+    def open(
+        self,
+        model: onnx.ModelProto,
+        threads: int = 1,
+        exact: bool = False,
+        streams: int = 1,
+    ) -> SampleSession:
+        if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+            os.abort()
+        return super().open(model, threads, exact, streams)
 
 
 class Hang(Sample):

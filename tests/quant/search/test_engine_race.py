@@ -107,6 +107,12 @@ class Other(OnnxRuntime):
         self.name = "other"
 
 
+@pytest.fixture(autouse=True)
+def _no_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child process knows no engine called "other"."""
+    monkeypatch.setattr(ladder, "probe_int8", lambda _: None)
+
+
 @pytest.fixture
 def made_up(monkeypatch: pytest.MonkeyPatch) -> Ratios:
     """Time over that of float on onnxruntime, by engine and form."""

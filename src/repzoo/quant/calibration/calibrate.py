@@ -38,6 +38,7 @@ from repzoo.quant.calibration.observers import (
     gram_width,
     positions_per_image,
 )
+from repzoo.quant.calibration.open_batch import open_batch_session
 from repzoo.quant.calibration.statistics import Statistics
 from repzoo.quant.network.layers import Layer
 
@@ -45,7 +46,7 @@ Images = npt.NDArray[np.float32]
 
 WHOLE_BYTES = 2**26  # a model with more weights runs piece by piece
 PIECE_BYTES = 2**24  # weights of one piece
-PROBED_BYTES = 2**27  # observed activations of one batch
+PROBED_BYTES = 2**28  # observed activations of one batch
 MAX_BATCH = 16
 # Shares of a batch's observers for each thread. With more, threads wait for one another more often.
 TASKS_PER_THREAD = 2
@@ -248,9 +249,13 @@ class _Probe:
         outputs.pop(source, None)  # an input is known without being an output
         outputs[target] = None
         names = tuple(outputs)
-        with _with_outputs(model, names) as probed:
-            session = engine.open(probed, threads, exact)
         batch = fixed_batch(model)
+        with _with_outputs(model, names):
+            opened = None
+            if batch:
+                opened = open_batch_session(model, engine, threads, exact)
+            session = opened or engine.open(model, threads, exact)
+        batch = 0 if opened else batch
         return cls(session, source, names, target, observers, threads, batch)
 
     def run(self, batches: Iterable[Images]) -> Iterator[Images]:
@@ -296,9 +301,7 @@ def _add_batch(tensors: Mapping[str, Images], observers: Sequence[Observer]) -> 
 
 
 @contextlib.contextmanager
-def _with_outputs(
-    model: onnx.ModelProto, names: Sequence[str]
-) -> Iterator[onnx.ModelProto]:
+def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> Iterator[None]:
     """Give `model` the outputs `names` for as long as it is being compiled."""
     # in place, since a copy would hold the weights twice just when memory is tightest
     original = list(model.graph.output)
@@ -308,7 +311,7 @@ def _with_outputs(
             kind = onnx.TensorProto.FLOAT
             value = onnx.helper.make_tensor_value_info(name, kind, shape=None)
             model.graph.output.append(value)
-        yield model
+        yield
     finally:
         del model.graph.output[:]
         model.graph.output.extend(original)

@@ -12,7 +12,7 @@ threads as clients, or the size of the file.
 
 Engines that compute INT8 in float arithmetic race in float alone. An engine that cannot run the
 model is left out with the reason. An engine that crashes cannot be caught in this process, so each
-one but the default runs the float model in a child process first.
+one but the default runs the float model in a child process first, and then one in INT8.
 """
 
 from __future__ import annotations
@@ -215,7 +215,9 @@ def quantize(
     predictions: list[ModelPredictions] = []
     for target in contest.targets:
         kept = keep(target.engine) if keep else None
-        sharing = Sharing(shared, kept, profiled=False, predictions=predictions)
+        # The only engine there is may as well crash here.
+        probed = len(contest.targets) > 1 and target.engine.name != DEFAULT_ENGINE
+        sharing = Sharing(shared, kept, False, predictions, probed)
         int8_entrants.append(
             _quantize_for(artifact, split, target, budget, progress, sharing)
         )

@@ -39,9 +39,10 @@ from typing import Any
 import numpy as np
 import onnx
 
+from repzoo import engines
 from repzoo.artifact import Artifact
 from repzoo.data.dataset import Dataset, QuantizationSplit
-from repzoo.engines import Engine
+from repzoo.engines import DEFAULT_ENGINE, Engine
 from repzoo.errors import InputError
 from repzoo.measure.predictions import ModelPredictions
 from repzoo.measure.results import OperatorTime
@@ -75,6 +76,7 @@ from repzoo.quant.search.placement_choice import (
     choose_forms,
     fastest_placement,
     gelu_remarks,
+    probe_int8,
     requested_placement,
 )
 from repzoo.quant.search.placement_search import SearchResult
@@ -121,12 +123,15 @@ class Sharing:
     keep         is called with each candidate and its model, which are let go otherwise
     profiled     whether the report has operator times; the race adds them to the winner's alone
     predictions  of the float model, by the ladder that ran it first: engines compute it alike
+    probed       whether INT8 runs in a child process first: an engine that crashes must not end
+                 what others have a part in
     """
 
     calibration: SharedCalibration | None = None
     keep: Keep | None = None
     profiled: bool = True
     predictions: list[ModelPredictions] = field(default_factory=list)
+    probed: bool = False
 
     def know_float(self, comparisons: Sequence[FloatComparison]) -> None:
         """Give what another ladder's float model predicted to the comparisons of this one."""
@@ -172,6 +177,8 @@ def quantize(
     if sharing.calibration is not None:
         calibrate_seconds = sharing.calibration.seconds
     place_started = time.perf_counter()
+    if sharing.probed:
+        probe_int8(evaluator)
     if target.placement == "fastest":
         limits = SearchLimits(
             target.search_seconds, calibrate_seconds, target.new_search
@@ -278,6 +285,9 @@ def share_calibration(
 ) -> SharedCalibration:
     """The statistics of the float `artifact` for all that any of `schemes` quantizes.
 
+    The default engine computes them, or `engine` where that is one of its options: of all engines
+    it returns the activations of a whole network fastest.
+
     Raises:
         InputError: see `calibrate`.
     """
@@ -292,6 +302,8 @@ def share_calibration(
         if form is not model:
             observed = form  # it has all tensors of `model` and more
     free_memory()
+    if not engine.name.startswith(DEFAULT_ENGINE):
+        engine = engines.engine(DEFAULT_ENGINE)
     calibrator = Calibrator(artifact, engine, progress)
     calibration = calibrator.calibrate(observed, images, starts)
     free_memory()

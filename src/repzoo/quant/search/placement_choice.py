@@ -111,6 +111,16 @@ def _kept_remark(evaluator: Evaluator, kept: KeptSearch) -> Remark:
     )
 
 
+def probe_int8(evaluator: Evaluator) -> None:
+    """Run the model with all it can have in INT8 once in a child process.
+
+    Raises:
+        InputError: the engine refuses it, crashes or hangs.
+    """
+    _race(evaluator).probe(evaluator.builder.space.starting_placements()[0])
+    free_memory()
+
+
 def choose_forms(evaluator: Evaluator) -> None:
     """Keep those of the scheme's FORMS that are faster here."""
     builder = evaluator.builder

@@ -16,6 +16,7 @@ import onnx
 from repzoo import engines
 from repzoo.artifact import Artifact
 from repzoo.data.batches import map_in_order
+from repzoo.engines import probe as probing
 from repzoo.engines.executed import ExecutedOperator
 from repzoo.errors import InputError
 from repzoo.graph.tools.skeleton import initializer_bytes
@@ -140,6 +141,16 @@ class PlacementRace:
         cases = self._gate.open_cases(artifacts)
         latency.race(cases, 2 * ROUNDS, CALLS)
         return [latency.race_ratio(case, cases[0]) for case in cases[1:]]
+
+    def probe(self, placement: Placement) -> None:
+        """Run the QDQ model of `placement` once in a child process.
+
+        Raises:
+            InputError: the engine refuses the model, crashes or hangs.
+        """
+        artifact = self._write_all([placement])[0]
+        inputs = latency.inputs_for(artifact)
+        probing.probe(self._gate.engine.name, artifact.model, inputs)
 
     def _write_all(self, placements: Sequence[Placement]) -> list[Artifact]:
         """The QDQ model of each placement."""
