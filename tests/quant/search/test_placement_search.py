@@ -374,9 +374,28 @@ def test_a_lone_gain_is_not_worth_its_conversions() -> None:
 
 def test_an_engine_without_profiles_is_searched_all_the_same() -> None:
     machine = Machine({"c": 0.3})
+    result = search(machine)
+    assert machine.races
+    assert not result.profiles
+    assert result.best.placement.nodes >= {"c"}
+
+
+@given(st.lists(st.sampled_from([0.3, 0.9, 1.5, 3.0]), min_size=8, max_size=8))
+@settings(max_examples=25)
+def test_with_profiles_few_starts_are_opened_and_the_cheapest_is_among_them(
+    factors: list[float],
+) -> None:
+    machine = ProfiledMachine(dict(zip(FLOAT, factors, strict=True)), pair=0.3)
     starts = machine.space.starting_placements()
-    assert placement_search.choose_starts(machine, starts, None) == (starts, [])
-    assert search(machine).best.placement.nodes >= {"c"}
+    costs = placement_search.profile_costs(machine, starts)
+    assert costs is not None
+    timed, others = placement_search.choose_by_profile(machine, starts, costs)
+    assert timed[0] == starts[0]
+    assert len(timed) <= 1 + placement_search.TIMED_STARTS
+    assert set(starts) <= {*timed, *others}
+    fastest = min(map(costs.total, timed))
+    assert all(costs.total(placement) >= fastest for placement in others)
+    assert min(map(costs.total, starts)) >= fastest
 
 
 @given(st.lists(st.sampled_from([0.3, 0.9, 1.5, 3.0]), min_size=8, max_size=8))

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from repzoo import __version__, engines
@@ -27,6 +27,7 @@ from repzoo.artifact import Artifact, Step
 from repzoo.data.batches import map_in_order
 from repzoo.data.dataset import QuantizationSplit
 from repzoo.engines import DEFAULT_ENGINE, Engine
+from repzoo.engines.executed import ExecutedOperator
 from repzoo.engines.probe import probe
 from repzoo.errors import InputError
 from repzoo.measure import latency
@@ -213,11 +214,12 @@ def quantize(
     )
     int8_entrants: list[_Entrant] = []
     predictions: list[ModelPredictions] = []
+    profiles: dict[str, Sequence[ExecutedOperator]] = {}
     for target in contest.targets:
         kept = keep(target.engine) if keep else None
         # The only engine there is may as well crash here.
         probed = len(contest.targets) > 1 and target.engine.name != DEFAULT_ENGINE
-        sharing = Sharing(shared, kept, False, predictions, probed)
+        sharing = Sharing(shared, kept, False, predictions, profiles, probed)
         int8_entrants.append(
             _quantize_for(artifact, split, target, budget, progress, sharing)
         )
@@ -235,7 +237,9 @@ def quantize(
         reason=reason,
         busy=busy,
     )
-    chosen, int8, report = _conclude(artifact, contest, entrants, race, started)
+    chosen, int8, report = _conclude(
+        artifact, contest, entrants, race, profiles, started
+    )
     report = replace(report, warnings=(*_remarks(race), *report.warnings))
     return RaceResult(chosen, int8, report, timings)
 
@@ -416,6 +420,7 @@ def _conclude(
     contest: Contest,
     entrants: Sequence[_Entrant],
     race: RaceSummary,
+    profiles: Mapping[str, Sequence[ExecutedOperator]],
     started: float,
 ) -> tuple[Artifact, Artifact, QuantReport]:
     """(the winner's model, the best INT8 model, its report with the race)."""
@@ -425,7 +430,9 @@ def _conclude(
     values = replace(
         best.report.record.values,
         race=race,
-        operators=operator_times(best.engine, artifact, best.artifact),
+        operators=operator_times(
+            best.engine, artifact, best.artifact, profiles.get(best.engine.name)
+        ),
         seconds=round(time.perf_counter() - started, 1),
     )
     record = replace(best.report.record, values=values)

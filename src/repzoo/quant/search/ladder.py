@@ -43,6 +43,7 @@ from repzoo import engines
 from repzoo.artifact import Artifact
 from repzoo.data.dataset import Dataset, QuantizationSplit
 from repzoo.engines import DEFAULT_ENGINE, Engine
+from repzoo.engines.executed import ExecutedOperator
 from repzoo.errors import InputError
 from repzoo.measure.predictions import ModelPredictions
 from repzoo.measure.results import OperatorTime
@@ -123,6 +124,7 @@ class Sharing:
     keep         is called with each candidate and its model, which are let go otherwise
     profiled     whether the report has operator times; the race adds them to the winner's alone
     predictions  of the float model, by the ladder that ran it first: engines compute it alike
+    profiles     what each engine, by name, executes for the model of its ladder, where known
     probed       whether INT8 runs in a child process first: an engine that crashes must not end
                  what others have a part in
     """
@@ -131,6 +133,7 @@ class Sharing:
     keep: Keep | None = None
     profiled: bool = True
     predictions: list[ModelPredictions] = field(default_factory=list)
+    profiles: dict[str, Sequence[ExecutedOperator]] = field(default_factory=dict)
     probed: bool = False
 
     def know_float(self, comparisons: Sequence[FloatComparison]) -> None:
@@ -194,6 +197,9 @@ def quantize(
     gate_started = time.perf_counter()
     paired = gate.comparison.compare(best.artifact)
     sharing.keep_float(comparisons)
+    profile = search.profiles.get(best.timed.placement.nodes)
+    if profile is not None:
+        sharing.profiles[target.engine.name] = profile
     phases = {
         "calibrate": round(calibrate_seconds, 2),
         "place": round(place_seconds, 2),
@@ -209,7 +215,7 @@ def quantize(
         started,
         search.trials,
         phases,
-        _operator_times(evaluator, best) if sharing.profiled else None,
+        _operator_times(evaluator, best, profile) if sharing.profiled else None,
     )
     return gate.conclude(
         best,
@@ -221,13 +227,18 @@ def quantize(
 
 
 def _operator_times(
-    evaluator: Evaluator, best: BuiltCandidate
+    evaluator: Evaluator,
+    best: BuiltCandidate,
+    profile: Sequence[ExecutedOperator] | None,
 ) -> tuple[OperatorTime, ...] | None:
-    """Of the float model and of `best`; None where only a board runs it."""
+    """Of the float model and of `best`, whose `profile` may be known.
+
+    None where only a board runs it.
+    """
     if evaluator.builder.scheme.runs_on_board:
         return None
     gate = evaluator.gate
-    return operator_times(gate.engine, gate.artifact, best.artifact)
+    return operator_times(gate.engine, gate.artifact, best.artifact, profile)
 
 
 def _step_settings(

@@ -46,9 +46,13 @@ class Conversions:
 
 
 class NodeCosts:
-    """Costs of the nodes of `space`, from the profiles that are added."""
+    """Costs of the nodes of `space`, from the profiles that are added.
+
+    profiles  the operators of each placement that was added, by its nodes in INT8
+    """
 
     def __init__(self, space: PlacementSpace) -> None:
+        self.profiles: dict[frozenset[str], Sequence[ExecutedOperator]] = {}
         self._space = space
         self._layers = {node.output[0] for node in space.layers}
         self._units: dict[str, onnx.NodeProto] = {}
@@ -72,6 +76,7 @@ class NodeCosts:
         if placement is None:
             self._float_conversions = conversions
             return
+        self.profiles[inside] = operators
         changing = [tensor for tensor in self._tensors() if tensor.changes(inside)]
         elements = sum(tensor.elements for tensor in changing)
         extra = max(0.0, conversions - self._float_conversions)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from repzoo import engines
 from repzoo.artifact import Artifact
 from repzoo.engines import Engine
@@ -15,27 +17,39 @@ SMALLEST_SHARE = 0.001  # of the time; less is not listed
 
 
 def operator_times(
-    engine: Engine, float_model: Artifact, int8_model: Artifact
+    engine: Engine,
+    float_model: Artifact,
+    int8_model: Artifact,
+    known: Sequence[ExecutedOperator] | None = None,
 ) -> tuple[OperatorTime, ...] | None:
     """Of both models on one thread, each from the longest to the shortest.
 
     None where the engine has no profiles.
+
+    known  the operators of `int8_model`, where the placement search profiled its placement:
+           compiling it again takes OpenVINO seconds
     """
     times: list[OperatorTime] = []
     for form, artifact in (("float", float_model), ("int8", int8_model)):
-        try:
-            inputs = latency.inputs_for(artifact)
-            profiler = engines.profiler(engine, artifact.model, inputs)
-            if profiler is None:
-                return None
-            operators = profiler.run(RUNS)
-        except InputError:
-            return None  # a report is worth having without it
+        operators = known if form == "int8" else None
+        if operators is None:
+            operators = _profile(engine, artifact)
+        if operators is None:
+            return None
         times.extend(_listed(form, operators))
     return tuple(times)
 
 
-def _listed(form: str, operators: list[ExecutedOperator]) -> list[OperatorTime]:
+def _profile(engine: Engine, artifact: Artifact) -> list[ExecutedOperator] | None:
+    try:
+        inputs = latency.inputs_for(artifact)
+        profiler = engines.profiler(engine, artifact.model, inputs)
+        return None if profiler is None else profiler.run(RUNS)
+    except InputError:
+        return None  # a report is worth having without it
+
+
+def _listed(form: str, operators: Sequence[ExecutedOperator]) -> list[OperatorTime]:
     conversions = [item for item in operators if item.is_conversion]
     others = [item for item in operators if not item.is_conversion]
     # never 0: a runtime may count whole microseconds, and a small model may take none

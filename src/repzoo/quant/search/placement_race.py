@@ -139,7 +139,7 @@ class PlacementRace:
         for form in forms:
             artifacts.append(replace(plain, model=in_form(plain.model, form)))
         cases = self._gate.open_cases(artifacts)
-        latency.race(cases, 2 * ROUNDS, CALLS)
+        latency.race(cases, ROUNDS, CALLS)
         return [latency.race_ratio(case, cases[0]) for case in cases[1:]]
 
     def probe(self, placement: Placement) -> None:

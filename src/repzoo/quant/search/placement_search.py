@@ -4,9 +4,9 @@
    (node_costs.py). From what each node costs in INT8 and in float, and what a change between both
    costs, the cheapest placements follow; they are starting placements too. An engine without
    profiles does without.
-2. The starting placements are timed in turns against the most quantized
-   one. Those that come near the fastest, and the least quantized of these, are then timed in turns
-   with the float model, over several openings of their sessions.
+2. The most quantized start, and the cheapest of the others, are timed in turns with the float
+   model, over several openings of their sessions. Without profiles, a short race against the most
+   quantized start chooses those that come near the fastest, and the least quantized of these.
 3. Groups of like nodes, by kind and resolution, change sides one at a time: out of INT8 where they
    are in it, into it where they are not. Each change is timed against the placement as it is, the
    most promising by the profiles first. Those that the profiles expect to gain nothing are not.
@@ -22,10 +22,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from repzoo.engines.executed import ExecutedOperator
 from repzoo.measure import latency
 from repzoo.measure.results import LatencyRatio, PlacementTrial
 from repzoo.measure.stats import Interval
@@ -41,7 +42,12 @@ from repzoo.quant.search.placement_race import (
 NEAR = 0.94
 FINALISTS = 3  # of these, at most
 PROFILED_STARTS = 4
-TIMED_STARTS = 4  # besides the first, where there are profiles
+TIMED_STARTS = 3  # besides the first, where there are profiles
+# Starts that profiles expect to take so many times as long as the cheapest one are not timed.
+EXPECTED_LOSS = 1.05
+# Nor are cheapest placements that are expected to take as long as another, but for this share:
+# they differ in a node or two. Opening a session takes longer than timing it.
+ALIKE = 0.003
 # Changes that profiles expect to gain less than this share of the whole are not timed. Of 165 that
 # were expected to cost or gain up to 2 %, in 12 searches, a few looked faster and none was in the
 # second race.
@@ -78,6 +84,7 @@ class SearchResult:
     nearly_as_fast  of the others, those with fewer layers in INT8 that reach NEAR of the speed of
                     the best, least quantized first
     finished        whether the search ended since nothing gained, and not since its time was up
+    profiles        what the engine executes for placements that were profiled, by nodes in INT8
     """
 
     best: TimedPlacement
@@ -86,6 +93,9 @@ class SearchResult:
     seconds: float = 0.0
     nearly_as_fast: tuple[TimedPlacement, ...] = ()
     finished: bool = True
+    profiles: Mapping[frozenset[str], Sequence[ExecutedOperator]] = field(
+        default_factory=dict
+    )
 
 
 def find_fastest(
@@ -98,8 +108,11 @@ def find_fastest(
     """
     started = time.perf_counter()
     costs = profile_costs(race, starts)
-    starts, skipped = choose_starts(race, starts, costs)
-    timed, slower = _time_starts(race, starts, screening)
+    if costs is None:
+        chosen, others = choose_by_race(race, starts)
+    else:
+        chosen, others = choose_by_profile(race, starts, costs)
+    timed = _time_starts(race, chosen, screening)
     deadline = time.perf_counter() + seconds
     first = timed[0].placement
     placement = first
@@ -114,14 +127,14 @@ def find_fastest(
         best = TimedPlacement(
             placement, race.ratios_to_float([placement], screening)[0]
         )
-    others = [candidate.placement for candidate in timed[1:]]
     return SearchResult(
         best,
-        (*others, *slower, *skipped),
+        (*(candidate.placement for candidate in timed[1:]), *others),
         tuple(trials),
         round(time.perf_counter() - started, 2),
         _nearly_as_fast(race.space, best, timed),
         finished,
+        costs.profiles if costs else {},
     )
 
 
@@ -139,7 +152,7 @@ def time_again(
     ratios = race.ratios_to_float(finalists, screening)
     timed = list(map(TimedPlacement, finalists, ratios))
     timed.sort(key=lambda candidate: candidate.relative_latency)
-    best = _most_quantized_of_fastest(timed, finalists)
+    best = _most_quantized_of_fastest(race.space, timed)
     timed.remove(best)
     return SearchResult(
         best,
@@ -149,19 +162,34 @@ def time_again(
     )
 
 
-def choose_starts(
-    race: PlacementRace, starts: Sequence[Placement], costs: NodeCosts | None
+def choose_by_profile(
+    race: PlacementRace, starts: Sequence[Placement], costs: NodeCosts
 ) -> tuple[list[Placement], list[Placement]]:
-    """(the placements to time, those that are not worth it, the cheapest first).
+    """(the placements to time with care, the others, the cheapest first).
 
-    Without profiles, all of `starts` are timed. With them, the first is, and the cheapest of all
-    others: opening a session takes longer than timing it.
+    The first of `starts` is among them, and the cheapest of all others by `costs`.
     """
-    if costs is None:
-        return list(starts), []
-    others = [*starts[1:], *cheapest_by_profile(race, costs, starts)]
-    others.sort(key=costs.total)
-    return [starts[0], *others[:TIMED_STARTS]], others[TIMED_STARTS:]
+    first, *others = starts
+    cheapest = _unlike(costs, first, cheapest_by_profile(race, costs, starts))
+    totals = {start: costs.total(start) for start in (*others, *cheapest)}
+    order = sorted(totals, key=lambda start: totals[start])
+    limit = EXPECTED_LOSS * min(totals.values(), default=0.0)
+    timed = [start for start in order if totals[start] <= limit][:TIMED_STARTS]
+    return [first, *timed], [start for start in order if start not in timed]
+
+
+def _unlike(
+    costs: NodeCosts, first: Placement, cheapest: Sequence[Placement]
+) -> list[Placement]:
+    """Those of `cheapest` that are expected to take another time than those before, and `first`."""
+    known = [costs.total(first)]
+    unlike: list[Placement] = []
+    for placement in cheapest:
+        total = costs.total(placement)
+        if all(abs(total - other) > ALIKE * total for other in known):
+            known.append(total)
+            unlike.append(placement)
+    return unlike
 
 
 def profile_costs(race: PlacementRace, starts: Sequence[Placement]) -> NodeCosts | None:
@@ -226,57 +254,54 @@ def _nearly_as_fast(
 
 def _time_starts(
     race: PlacementRace, starts: Sequence[Placement], screening: float
-) -> tuple[list[TimedPlacement], list[Placement]]:
-    """(the fastest of `starts`, timed against float; the others, next fastest first).
+) -> list[TimedPlacement]:
+    """`starts`, timed against float, the fastest first.
 
     Of the fastest ones that are equally fast, the most quantized is first.
     """
-    ratios = [1.0]
-    for interval in race.ratios_to(starts[0], starts[1:]):
-        ratios.append(interval.value)
-    order = sorted(range(len(starts)), key=lambda index: ratios[index])
-    finalists = _choose_finalists(race.space, starts, order, ratios)
-    float_ratios = race.ratios_to_float(finalists, screening)
-    timed = list(map(TimedPlacement, finalists, float_ratios))
+    ratios = race.ratios_to_float(starts, screening)
+    timed = list(map(TimedPlacement, starts, ratios))
     timed.sort(key=lambda candidate: candidate.relative_latency)
-    first = _most_quantized_of_fastest(timed, starts)
+    first = _most_quantized_of_fastest(race.space, timed)
     timed.remove(first)
-    slower = [starts[index] for index in order if starts[index] not in finalists]
-    return [first, *timed], slower
+    return [first, *timed]
 
 
 def _most_quantized_of_fastest(
-    timed: Sequence[TimedPlacement], starts: Sequence[Placement]
+    space: PlacementSpace, timed: Sequence[TimedPlacement]
 ) -> TimedPlacement:
-    """Of those that are as fast as the first of `timed`, the one that `starts` has first."""
+    """Of those that are as fast as the first of `timed`, the one with most in INT8."""
     slowest = timed[0].relative_latency / SMALLEST_GAIN
     equally_fast = []
     for candidate in timed:
         if candidate.relative_latency <= slowest:
             equally_fast.append(candidate)
-    return min(equally_fast, key=lambda candidate: starts.index(candidate.placement))
+
+    def size(candidate: TimedPlacement) -> tuple[int, int]:
+        placement = candidate.placement
+        return space.count(placement), len(placement.tensors)
+
+    return max(equally_fast, key=size)
 
 
-def _choose_finalists(
-    space: PlacementSpace,
-    starts: Sequence[Placement],
-    order: Sequence[int],
-    ratios: Sequence[float],
-) -> list[Placement]:
-    """Those of `starts` to time with care.
-
-    order   indices of `starts`, fastest first
-    ratios  of the latency of each of `starts` to that of the first of them
-    """
+def choose_by_race(
+    race: PlacementRace, starts: Sequence[Placement]
+) -> tuple[list[Placement], list[Placement]]:
+    """(those of `starts` to time with care, the others), the fastest of a short race first."""
+    ratios = [1.0]
+    for interval in race.ratios_to(starts[0], starts[1:]):
+        ratios.append(interval.value)
+    order = sorted(range(len(starts)), key=lambda index: ratios[index])
     slowest = ratios[order[0]] / NEAR
     near = [starts[index] for index in order if ratios[index] <= slowest]
-    least_quantized = min(near, key=space.count)
+    least_quantized = min(near, key=race.space.count)
     finalists = near[: FINALISTS - 1]
     # The first start too: all others were compared with it alone.
     for placement in (least_quantized, starts[0]):
         if placement not in finalists:
             finalists.append(placement)
-    return finalists
+    slower = [starts[index] for index in order if starts[index] not in finalists]
+    return finalists, slower
 
 
 @dataclass(frozen=True)
