@@ -40,6 +40,10 @@ class Limits:
     bytes: int = 0
 
 
+class CrashError(InputError):
+    """An engine that took its process down, or did not come to an end."""
+
+
 def probe(
     engine_name: str,
     model: onnx.ModelProto,
@@ -53,21 +57,22 @@ def probe(
     those of the others.
 
     Raises:
-        InputError: the engine's own complaint; or that it crashed, or exceeded `limits`.
+        CrashError: it crashed, or took longer than `limits`.
+        InputError: the engine's own complaint.
     """
     limits = limits or Limits()
     message = _message(engine_name, model, inputs, threads, limits.bytes)
     try:
         process = _run_child(message, limits.seconds)
     except subprocess.TimeoutExpired:
-        raise InputError(
+        raise CrashError(
             f"the engine {engine_name} did not run the model within {limits.seconds:g} s; leave "
             "it out"
         ) from None
     if process.returncode == -signal.SIGINT:  # Ctrl-C reaches the child too
         raise KeyboardInterrupt
     if process.returncode:
-        raise InputError(_problem(engine_name, process))
+        raise _error(engine_name, process)
 
 
 def _run_child(message: bytes, seconds: float) -> subprocess.CompletedProcess[bytes]:
@@ -149,16 +154,16 @@ def _limit_memory(limit: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
-def _problem(engine_name: str, process: subprocess.CompletedProcess[bytes]) -> str:
-    """Why the child failed, in a sentence."""
+def _error(engine_name: str, process: subprocess.CompletedProcess[bytes]) -> InputError:
+    """Why the child failed."""
     if process.returncode < 0:
         name = signal.Signals(-process.returncode).name
-        return (
+        return CrashError(
             f"the engine {engine_name} crashed (signal {name}) on this model; leave it out, and "
             "report it to the engine's makers"
         )
     printed = process.stderr.decode("utf-8", "replace").strip().splitlines()
     complaint = printed[-1] if printed else f"exit {process.returncode}"
     if process.returncode == InputError.exit_code:
-        return complaint
-    return f"the engine {engine_name} failed: {complaint}"
+        return InputError(complaint)
+    return CrashError(f"the engine {engine_name} failed: {complaint}")

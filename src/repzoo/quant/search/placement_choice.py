@@ -115,7 +115,7 @@ def probe_int8(evaluator: Evaluator) -> None:
     """Run the model with all it can have in INT8 once in a child process.
 
     Raises:
-        InputError: the engine refuses it, crashes or hangs.
+        CrashError: the engine crashes or hangs.
     """
     _race(evaluator).probe(evaluator.builder.space.starting_placements()[0])
     free_memory()

@@ -8,8 +8,10 @@ nearest with the scheme's bits, once for all placements, and ranges are min-max 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import onnx
 
@@ -42,6 +44,10 @@ RACE_BYTES = 2**26
 PROFILED_RUNS = 12
 # A smaller gain may be due to where a session's memory happens to lie (see measure/latency.py).
 SMALLEST_GAIN = 0.98
+# In place of the ratio of what the engine refuses.
+REFUSED = Interval(math.inf, math.inf, math.inf)
+
+Timing = TypeVar("Timing")
 
 
 class PlacementRace:
@@ -104,33 +110,79 @@ class PlacementRace:
 
     def ratios_to_float(
         self, placements: Sequence[Placement], seconds: float
-    ) -> list[LatencyRatio]:
-        """The latency of each placement over the float model's; `seconds` of timing for each."""
-        return self._gate.time_against_float(self._write_all(placements), seconds)
+    ) -> list[LatencyRatio | None]:
+        """The latency of each placement over the float model's; None if the engine refuses it.
+
+        seconds  of timing for each
+
+        Raises:
+            InputError: the engine refuses all of them, or the float model.
+        """
+
+        def time(accepted: Sequence[Placement]) -> list[LatencyRatio]:
+            return self._gate.time_against_float(self._write_all(accepted), seconds)
+
+        return self._time_accepted(placements, time)
 
     def ratios_to(
         self, base: Placement, placements: Sequence[Placement], openings: int = 1
     ) -> list[Interval]:
-        """The latency of each placement over that of `base`.
+        """The latency of each placement over that of `base`; REFUSED if the engine refuses it.
 
         openings  of each session; with 1, a placement leaves the race when it cannot win it
         """
         rounds = max(ROUNDS, 2 * openings)
         lost = cannot_win if openings == 1 else None
+
+        def time(accepted: Sequence[Placement]) -> list[Interval]:
+            artifacts = self._write_all([base, *accepted])
+            first, *others = self._gate.open_cases(artifacts)
+            latency.race([first, *others], rounds, CALLS, openings, lost)
+            return [latency.race_ratio(case, first) for case in others]
+
         intervals: list[Interval] = []
         for start in range(0, len(placements), self.group_size):
             group = placements[start : start + self.group_size]
-            artifacts = self._write_all([base, *group])
-            cases = self._gate.open_cases(artifacts)
-            latency.race(cases, rounds, CALLS, openings, lost)
-            base_case = cases[0]
-            intervals.extend(latency.race_ratio(case, base_case) for case in cases[1:])
+            for interval in self._time_accepted(group, time):
+                intervals.append(interval or REFUSED)
         return intervals
+
+    def _time_accepted(
+        self,
+        placements: Sequence[Placement],
+        time: Callable[[Sequence[Placement]], list[Timing]],
+    ) -> list[Timing | None]:
+        """What `time` says of `placements`; None of those that the engine refuses.
+
+        Only where it fails with all together is each one opened alone.
+        """
+        try:
+            return [*time(placements)]
+        except InputError:
+            accepted = self.accepted(placements)
+            if len(accepted) in (0, len(placements)):
+                raise
+        timings = dict(zip(accepted, time(accepted), strict=True))
+        return [timings.get(placement) for placement in placements]
+
+    def accepted(self, placements: Sequence[Placement]) -> list[Placement]:
+        """Those of `placements` whose QDQ model the engine runs; each one is opened."""
+        return [placement for placement in placements if self._is_accepted(placement)]
+
+    def _is_accepted(self, placement: Placement) -> bool:
+        """Whether the engine runs the QDQ model of `placement`."""
+        try:
+            self._gate.open_cases(self._write_all([placement]))
+        except InputError:
+            return False
+        return True
 
     def form_ratios(
         self, placement: Placement, forms: Sequence[QuantScheme]
     ) -> list[Interval]:
         """The latency of `placement` as each of `forms` writes it over that as none does.
+
+        REFUSED for all where the engine refuses one.
 
         forms  the scheme with different settings of what `compute.in_form` writes
         """
@@ -138,7 +190,10 @@ class PlacementRace:
         artifacts = [plain]
         for form in forms:
             artifacts.append(replace(plain, model=in_form(plain.model, form)))
-        cases = self._gate.open_cases(artifacts)
+        try:
+            cases = self._gate.open_cases(artifacts)
+        except InputError:
+            return [REFUSED] * len(forms)
         latency.race(cases, ROUNDS, CALLS)
         return [latency.race_ratio(case, cases[0]) for case in cases[1:]]
 
@@ -146,11 +201,16 @@ class PlacementRace:
         """Run the QDQ model of `placement` once in a child process.
 
         Raises:
-            InputError: the engine refuses the model, crashes or hangs.
+            CrashError: the engine crashes or hangs. Where it refuses the model, others may do.
         """
         artifact = self._write_all([placement])[0]
         inputs = latency.inputs_for(artifact)
-        probing.probe(self._gate.engine.name, artifact.model, inputs)
+        try:
+            probing.probe(self._gate.engine.name, artifact.model, inputs)
+        except probing.CrashError:
+            raise
+        except InputError:
+            return
 
     def _write_all(self, placements: Sequence[Placement]) -> list[Artifact]:
         """The QDQ model of each placement."""

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from repzoo.engines.executed import ExecutedOperator
+from repzoo.errors import InputError
 from repzoo.measure import latency
 from repzoo.measure.results import LatencyRatio, PlacementTrial
 from repzoo.measure.stats import Interval
@@ -112,7 +113,14 @@ def find_fastest(
         chosen, others = choose_by_race(race, starts)
     else:
         chosen, others = choose_by_profile(race, starts, costs)
-    timed = _time_starts(race, chosen, screening)
+    try:
+        timed = _time_starts(race, chosen, screening)
+    except InputError:  # the engine refuses all of them
+        chosen = race.accepted(others)[:FINALISTS]
+        if not chosen:
+            raise
+        others = [placement for placement in others if placement not in chosen]
+        timed = _time_starts(race, chosen, screening)
     deadline = time.perf_counter() + seconds
     first = timed[0].placement
     placement = first
@@ -149,9 +157,7 @@ def time_again(
     finalists  the fastest placement, and those that were nearly as fast
     """
     started = time.perf_counter()
-    ratios = race.ratios_to_float(finalists, screening)
-    timed = list(map(TimedPlacement, finalists, ratios))
-    timed.sort(key=lambda candidate: candidate.relative_latency)
+    timed = _time_against_float(race, finalists, screening)
     best = _most_quantized_of_fastest(race.space, timed)
     timed.remove(best)
     return SearchResult(
@@ -259,12 +265,23 @@ def _time_starts(
 
     Of the fastest ones that are equally fast, the most quantized is first.
     """
-    ratios = race.ratios_to_float(starts, screening)
-    timed = list(map(TimedPlacement, starts, ratios))
-    timed.sort(key=lambda candidate: candidate.relative_latency)
+    timed = _time_against_float(race, starts, screening)
     first = _most_quantized_of_fastest(race.space, timed)
     timed.remove(first)
     return [first, *timed]
+
+
+def _time_against_float(
+    race: PlacementRace, placements: Sequence[Placement], seconds: float
+) -> list[TimedPlacement]:
+    """Those of `placements` that the engine accepts, the fastest first."""
+    timed: list[TimedPlacement] = []
+    ratios = race.ratios_to_float(placements, seconds)
+    for placement, ratio in zip(placements, ratios, strict=True):
+        if ratio is not None:
+            timed.append(TimedPlacement(placement, ratio))
+    timed.sort(key=lambda candidate: candidate.relative_latency)
+    return timed
 
 
 def _most_quantized_of_fastest(
@@ -288,9 +305,14 @@ def choose_by_race(
     race: PlacementRace, starts: Sequence[Placement]
 ) -> tuple[list[Placement], list[Placement]]:
     """(those of `starts` to time with care, the others), the fastest of a short race first."""
-    ratios = [1.0]
-    for interval in race.ratios_to(starts[0], starts[1:]):
-        ratios.append(interval.value)
+    try:
+        intervals = race.ratios_to(starts[0], starts[1:])
+    except InputError:  # the engine refuses the first one
+        others = race.accepted(starts[1:])
+        if not others:
+            raise
+        return choose_by_race(race, others)
+    ratios = [1.0, *(interval.value for interval in intervals)]
     order = sorted(range(len(starts)), key=lambda index: ratios[index])
     slowest = ratios[order[0]] / NEAR
     near = [starts[index] for index in order if ratios[index] <= slowest]
