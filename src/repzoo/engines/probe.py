@@ -41,7 +41,7 @@ class Limits:
 
 
 class CrashError(InputError):
-    """An engine that took its process down, or did not come to an end."""
+    """An engine that took its process down, did not end, or failed with no error of repzoo."""
 
 
 def probe(
@@ -57,7 +57,7 @@ def probe(
     those of the others.
 
     Raises:
-        CrashError: it crashed, or took longer than `limits`.
+        CrashError: it crashed, took longer than `limits`, or raised anything else.
         InputError: the engine's own complaint.
     """
     limits = limits or Limits()

@@ -109,7 +109,7 @@ class Other(OnnxRuntime):
 
 @pytest.fixture(autouse=True)
 def _no_child(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A child process knows no engine called "other"."""
+    """No child process, which knows no engine called "other" and takes a second."""
     monkeypatch.setattr(ladder, "probe_int8", lambda _: None)
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+
+pytest.importorskip("sklearn", reason="the demo extra, with the digits, is not there")
+
 from tests.small_model import add, sets, small
 
 from repzoo.artifact import Artifact, Step
-from repzoo.engines import Session
-from repzoo.engines.onnxruntime import OnnxRuntime
+from repzoo.engines import Array
+from repzoo.engines.onnxruntime import OnnxRuntime, OnnxRuntimeSession
+from repzoo.engines.onnxruntime_profile import OnnxRuntimeProfiler
 from repzoo.errors import InputError
 from repzoo.protobuf_stream import clone
 from repzoo.quant.network.scheme import load_scheme
@@ -56,9 +60,14 @@ class Refusing(OnnxRuntime):
     def __init__(self, *kinds: str, profiles: bool = True) -> None:
         super().__init__()
         self._kinds = set(kinds)
+        self._profiles = profiles
         self.refused = 0
-        if not profiles:
-            self.profiler = None  # type: ignore[assignment]
+
+    def profiler(self, model: onnx.ModelProto, inputs: Array) -> OnnxRuntimeProfiler:
+        if not self._profiles:
+            raise InputError("no profiles here")
+        self._check(model)
+        return super().profiler(model, inputs)
 
     def open(
         self,
@@ -66,11 +75,14 @@ class Refusing(OnnxRuntime):
         threads: int = 1,
         exact: bool = False,
         streams: int = 1,
-    ) -> Session:
+    ) -> OnnxRuntimeSession:
+        self._check(model)
+        return super().open(model, threads, exact, streams)
+
+    def _check(self, model: onnx.ModelProto) -> None:
         if self._kinds & quantized_layers(model):
             self.refused += 1
             raise InputError(f"no INT8 {', '.join(self._kinds)} here")
-        return super().open(model, threads, exact, streams)
 
 
 def quantized_on(runner: OnnxRuntime) -> RaceResult:

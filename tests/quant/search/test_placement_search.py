@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.quant.network.test_placement import graph
 
 from repzoo.engines.executed import ExecutedOperator
+from repzoo.errors import InputError
 from repzoo.measure import stats
 from repzoo.measure.results import LatencyRatio, Setting
 from repzoo.measure.stats import Interval
@@ -66,6 +67,7 @@ class Machine(PlacementRace):
         self.space = PlacementSpace(MODEL)
         self.group_size = placement_race.SMALLEST_RACE
         self.races = 0
+        self._refusals = {}
         self._int8 = int8
         self._pair = pair
         self._noise = noise
@@ -97,8 +99,8 @@ class Machine(PlacementRace):
         self,
         placements: Sequence[Placement],
         seconds: float,
-    ) -> list[LatencyRatio]:
-        ratios = []
+    ) -> list[LatencyRatio | None]:
+        ratios: list[LatencyRatio | None] = []
         for placement in placements:
             interval = self._ratio(self.cost(placement), sum(FLOAT.values()))
             ratios.append(latency_ratio(interval.value, interval.low, interval.high))
@@ -238,7 +240,7 @@ def test_a_slow_start_is_not_timed_with_care_but_stays_among_the_others() -> Non
     class Watched(Machine):
         def ratios_to_float(
             self, placements: Sequence[Placement], seconds: float
-        ) -> list[LatencyRatio]:
+        ) -> list[LatencyRatio | None]:
             timed.extend(placements)
             return super().ratios_to_float(placements, seconds)
 
@@ -378,6 +380,53 @@ def test_an_engine_without_profiles_is_searched_all_the_same() -> None:
     assert machine.races
     assert not result.profiles
     assert result.best.placement.nodes >= {"c"}
+
+
+class RefusingMachine(Machine):
+    """Refuses what has any of `refused` in INT8."""
+
+    refused = frozenset({"d", "s"})
+
+    def refusal(self, placement: Placement) -> InputError | None:
+        is_refused = bool(self.refused & placement.nodes)
+        return InputError("refused") if is_refused else None
+
+    def ratios_to_float(
+        self, placements: Sequence[Placement], seconds: float
+    ) -> list[LatencyRatio | None]:
+        ratios = super().ratios_to_float(placements, seconds)
+        refused = map(self.refusal, placements)
+        return [
+            None if is_refused else ratio
+            for ratio, is_refused in zip(ratios, refused, strict=True)
+        ]
+
+    def ratios_to(
+        self, base: Placement, placements: Sequence[Placement], openings: int = 1
+    ) -> list[Interval]:
+        intervals = super().ratios_to(base, placements, openings)
+        for index, placement in enumerate(placements):
+            if self.refusal(base) or self.refusal(placement):
+                intervals[index] = placement_race.REFUSED
+        return intervals
+
+
+def test_what_an_engine_refuses_is_neither_found_nor_kept_nor_reported() -> None:
+    """All of it would be fastest with everything in INT8."""
+    machine = RefusingMachine(dict.fromkeys(FLOAT, 0.5))
+    result = search(machine)
+    found = [result.best.placement, *result.others]
+    assert not any(map(machine.refusal, found))
+    assert result.best.placement.nodes >= {"c", "e", "y"}
+    assert all(trial.ratio < 10 for trial in result.trials)
+
+
+def test_an_engine_that_refuses_all_placements_says_so() -> None:
+    class Stubborn(RefusingMachine):
+        refused = frozenset(LAYERS)
+
+    with pytest.raises(InputError, match="refused"):
+        search(Stubborn({}))
 
 
 @given(st.lists(st.sampled_from([0.3, 0.9, 1.5, 3.0]), min_size=8, max_size=8))

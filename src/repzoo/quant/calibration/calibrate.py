@@ -38,7 +38,11 @@ from repzoo.quant.calibration.observers import (
     gram_width,
     positions_per_image,
 )
-from repzoo.quant.calibration.open_batch import open_batch_session
+from repzoo.quant.calibration.open_batch import (
+    can_open_batch,
+    mixes_images,
+    open_batch,
+)
 from repzoo.quant.calibration.statistics import Statistics
 from repzoo.quant.network.layers import Layer
 
@@ -160,6 +164,9 @@ def run_observers(
     available = {classifier_input(model).name}
     waiting = list(observers)
     activations = stream.batches
+    # Of the whole model: a piece does not say how many images it takes.
+    opens_batch = can_open_batch(model)
+    batch = fixed_batch(model)
     index = 0
     with contextlib.ExitStack() as buffers:
         # not enumerate(): it would hold on to a piece, and its weights, until the next one
@@ -170,7 +177,10 @@ def run_observers(
             # layer much larger than a piece is compiled without that.
             is_oversized = initializer_bytes(piece) > 2 * PIECE_BYTES
             exact = len(pieces) > 1 and is_oversized
-            probe = _Probe.compile(piece, active, engine, threads, exact)
+            compiler = _Compiler(engine, threads, exact, batch, opens_batch)
+            probe = compiler.compile(piece, active)
+            if not opens_batch:
+                batch = 0  # later pieces get what the first one gives, as it comes
             del piece  # the session has its own copy of the weights
             trim_heap()
             inputs = stream.with_progress(activations, index, len(pieces))
@@ -223,6 +233,8 @@ class _Probe:
         observers: watch `source` and `outputs`.
         threads: share the observers among them.
         batch: images that the model takes at once; 0 for any number.
+        is_opened: whether the session takes any number all the same. What several images give
+            together is compared with what each batch gives alone before it is believed.
     """
 
     session: Session
@@ -232,31 +244,7 @@ class _Probe:
     observers: Sequence[Observer]
     threads: int
     batch: int
-
-    @classmethod
-    def compile(
-        cls,
-        model: onnx.ModelProto,
-        observers: Sequence[Observer],
-        engine: Engine,
-        threads: int,
-        exact: bool,
-    ) -> _Probe:
-        """Compile `model` with the observed tensors as outputs."""
-        source = classifier_input(model).name
-        target = model.graph.output[0].name
-        outputs = dict.fromkeys(observer.source for observer in observers)
-        outputs.pop(source, None)  # an input is known without being an output
-        outputs[target] = None
-        names = tuple(outputs)
-        batch = fixed_batch(model)
-        with _with_outputs(model, names):
-            opened = None
-            if batch:
-                opened = open_batch_session(model, engine, threads, exact)
-            session = opened or engine.open(model, threads, exact)
-        batch = 0 if opened else batch
-        return cls(session, source, names, target, observers, threads, batch)
+    is_opened: bool
 
     def run(self, batches: Iterable[Images]) -> Iterator[Images]:
         """Yield the model's output for each batch, after its observers have seen the batch."""
@@ -272,14 +260,26 @@ class _Probe:
             ThreadPoolExecutor(self.threads) as pool,
             threadpool_limits(blas_threads, "blas"),
         ):
-            for inputs in batches:
-                results = run_in_batches(self.session, inputs, self.batch)
+            for inputs, results in self._run_all(batches):
                 tensors = dict(zip(self.outputs, results, strict=True))
                 tensors[self.source] = inputs
                 # Gram matrices last: the others refuse values that are not finite
                 self._observe(pool, others, tensors)
                 self._observe(pool, grams, tensors)
                 yield tensors[self.target]
+
+    def _run_all(
+        self, batches: Iterable[Images]
+    ) -> Iterator[tuple[Images, list[Images]]]:
+        """(the inputs, all outputs of the session) of each batch."""
+        batch = self.batch
+        is_checked = not self.is_opened
+        for inputs in batches:
+            if not is_checked and len(inputs) > batch:
+                is_checked = True
+                if not mixes_images(self.session, inputs, batch):
+                    batch = 0
+            yield inputs, run_in_batches(self.session, inputs, batch)
 
     def _observe(
         self,
@@ -292,6 +292,52 @@ class _Probe:
         shares = [observers[start::tasks] for start in range(tasks)]
         results = pool.map(partial(_add_batch, tensors), shares)
         list(results)  # waits, and raises what a thread raised
+
+
+@dataclass(frozen=True)
+class _Compiler:
+    """How the pieces of a model are compiled.
+
+    Attributes:
+        engine, threads, exact: see `Engine.open`.
+        batch: images that the model takes at once; 0 for any number.
+        opens_batch: whether it may take any number all the same.
+    """
+
+    engine: Engine
+    threads: int
+    exact: bool
+    batch: int
+    opens_batch: bool
+
+    def compile(self, model: onnx.ModelProto, observers: Sequence[Observer]) -> _Probe:
+        """Compile `model`, with the tensors that `observers` watch as outputs."""
+        source = classifier_input(model).name
+        target = model.graph.output[0].name
+        outputs = dict.fromkeys(observer.source for observer in observers)
+        outputs.pop(source, None)  # an input is known without being an output
+        outputs[target] = None
+        names = tuple(outputs)
+        with _with_outputs(model, names):
+            session, is_opened = self._open(model)
+        return _Probe(
+            session,
+            source,
+            names,
+            target,
+            observers,
+            self.threads,
+            self.batch,
+            is_opened,
+        )
+
+    def _open(self, model: onnx.ModelProto) -> tuple[Session, bool]:
+        """(the session, whether its batch was opened)."""
+        if self.opens_batch:
+            # An engine may compile for fixed sizes only.
+            with contextlib.suppress(InputError), open_batch(model):
+                return self.engine.open(model, self.threads, self.exact), True
+        return self.engine.open(model, self.threads, self.exact), False
 
 
 def _add_batch(tensors: Mapping[str, Images], observers: Sequence[Observer]) -> None:
@@ -325,7 +371,8 @@ def batch_size(
     """How many images have activations `tensors` within `limit` bytes, 1 to MAX_BATCH.
 
     Of a model with a fixed batch size, as many of its batches, at least one. Observers see all of
-    these images at once, since each call of one has a cost. An unknown size counts as 0.
+    these images at once, since each call of one has a cost. A model that runs in pieces gets one
+    batch, unless it takes any number. An unknown size counts as 0.
     """
     wanted = set(tensors)
     bytes_per_image = 0
@@ -338,4 +385,7 @@ def batch_size(
     largest = limit // max(bytes_per_image, 1)
     size = min(max(largest, 1), MAX_BATCH)
     fixed = fixed_batch(model)
-    return max(size // fixed, 1) * fixed if fixed else size
+    if not fixed:
+        return size
+    is_whole = initializer_bytes(model) <= WHOLE_BYTES
+    return fixed * max(size // fixed, 1) if is_whole or can_open_batch(model) else fixed

@@ -103,17 +103,18 @@ class Evaluator:
         placement: Placement,
         label: str,
         origin: BuiltCandidate | None = None,
-    ) -> BuiltCandidate:
+    ) -> BuiltCandidate | None:
         """As `evaluate`, on a placement whose latency is not known yet.
 
-        It is not timed where only a board runs it.
+        None where the engine refuses it. It is not timed where only a board runs it.
         """
         started = time.perf_counter()
         build = self._build(stage, placement, origin)
         ratio = None
         if not self.builder.scheme.runs_on_board:
-            seconds = self.gate.candidate_seconds
-            ratio = self.gate.time_against_float([build.artifact], seconds)[0]
+            ratio = self.gate.try_against_float(build.artifact)
+            if ratio is None:
+                return None
         return self._measure(build, TimedPlacement(placement, ratio), label, started)
 
     def finetune(

@@ -197,10 +197,22 @@ class Gate:
         OpenVINO compiles a model in a second of one core, longer than it is timed. So all cores
         open sessions.
         """
-        opened = map_in_order(
-            lambda model: latency.case(model, self.engine, self.clients), models
-        )
-        return list(opened)
+        opened = self.try_cases(models)
+        for case in opened:
+            if isinstance(case, InputError):
+                raise case
+        return [case for case in opened if isinstance(case, latency.Case)]
+
+    def try_cases(self, models: Sequence[Artifact]) -> list[latency.Case | InputError]:
+        """As `open_cases`, with the complaint of the engine about each model that it refuses."""
+
+        def opened(model: Artifact) -> latency.Case | InputError:
+            try:
+                return latency.case(model, self.engine, self.clients)
+            except InputError as error:
+                return error.with_traceback(None)  # it would keep the model
+
+        return list(map_in_order(opened, models))
 
     def time_against_float(
         self, models: Sequence[Artifact], seconds: float
@@ -209,11 +221,24 @@ class Gate:
 
         seconds  of timing for each model. Sessions are opened anew as often as these allow.
         """
-        cases = self.open_cases([self.artifact, *models])
+        float_case, *cases = self.open_cases([self.artifact, *models])
+        return self.ratios_to_float(cases, float_case, seconds)
+
+    def try_against_float(self, model: Artifact) -> LatencyRatio | None:
+        """As `time_against_float`, of one model; None where the engine refuses it."""
+        (float_case,) = self.open_cases([self.artifact])
+        (case,) = self.try_cases([model])
+        if isinstance(case, InputError):
+            return None
+        return self.ratios_to_float([case], float_case, self.candidate_seconds)[0]
+
+    def ratios_to_float(
+        self, cases: Sequence[latency.Case], float_case: latency.Case, seconds: float
+    ) -> list[LatencyRatio]:
+        """As `time_against_float`, of what was opened."""
         # It opens sessions anew in between: two sessions of one file can differ by 4 %.
-        latency.time_for_ratios(cases, seconds, self.progress)
-        float_case = cases[0]
-        return [latency.ratio(case, float_case).values for case in cases[1:]]
+        latency.time_for_ratios([float_case, *cases], seconds, self.progress)
+        return [latency.ratio(case, float_case).values for case in cases]
 
     def time_once(self, model: Artifact) -> LatencyRatio:
         """The latency of `model`, which no search timed, over that of the float model."""

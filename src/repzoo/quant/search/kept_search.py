@@ -29,7 +29,7 @@ from repzoo.quant.search.placement_search import SearchResult
 from repzoo.remark import Remark
 from repzoo.storage import cache_folder, json_text, read_bounded, write_atomically
 
-FORMAT = 2  # to be raised when the search, or the form of Q/DQ pairs, changes
+FORMAT = 3  # to be raised when the search, or the form of Q/DQ pairs, changes
 MAX_BYTES = 2**22
 # Facts of a host that decide which placement is fastest on it.
 HOST_FACTS = ("cpu", "machine", "int8", "affinity", "threads")

@@ -197,7 +197,9 @@ def quantize(
     gate_started = time.perf_counter()
     paired = gate.comparison.compare(best.artifact)
     sharing.keep_float(comparisons)
-    profile = search.profiles.get(best.timed.placement.nodes)
+    profile = None
+    if not best.timed.placement.int16_tensors:  # none that was profiled has any
+        profile = search.profiles.get(best.timed.placement.nodes)
     if profile is not None:
         sharing.profiles[target.engine.name] = profile
     phases = {
@@ -296,8 +298,8 @@ def share_calibration(
 ) -> SharedCalibration:
     """The statistics of the float `artifact` for all that any of `schemes` quantizes.
 
-    The default engine computes them, or `engine` where that is one of its options: of all engines
-    it returns the activations of a whole network fastest.
+    ONNX Runtime computes them, the default engine, which returns the activations of a whole
+    network fastest; `engine` where that is ONNX Runtime with an option.
 
     Raises:
         InputError: see `calibrate`.
@@ -313,7 +315,7 @@ def share_calibration(
         if form is not model:
             observed = form  # it has all tensors of `model` and more
     free_memory()
-    if not engine.name.startswith(DEFAULT_ENGINE):
+    if engine.name.partition(":")[0] != DEFAULT_ENGINE:
         engine = engines.engine(DEFAULT_ENGINE)
     calibrator = Calibrator(artifact, engine, progress)
     calibration = calibrator.calibrate(observed, images, starts)

@@ -101,11 +101,18 @@ class NodeCosts:
         return Conversions(float(fitted[0]), float(fitted[1]))
 
     def total(self, placement: Placement) -> float:
-        """Microseconds of what placements differ in; a node that no profile has counts nothing."""
+        """Microseconds of what placements differ in.
+
+        A node that no profile has on one side counts as on the other: it must not look free.
+        """
         conversions = self.conversions()
         total = 0.0
         for name in self._units:
-            total += self.cost(name, name in placement.nodes) or 0.0
+            int8 = name in placement.nodes
+            cost = self.cost(name, int8)
+            if cost is None:
+                cost = self.cost(name, not int8)
+            total += cost or 0.0
         for tensor in self._tensors():
             if tensor.changes(placement.nodes):
                 total += conversions.cost(tensor.elements)

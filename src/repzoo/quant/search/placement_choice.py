@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import onnx
 
+from repzoo.errors import InputError
 from repzoo.measure import system_noise as noise
 from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters.gelu_polynomial import LARGEST_ERROR, has_gelu
@@ -72,7 +73,9 @@ def fastest_placement(
     if not limits.new_search:
         kept, remarks = kept_search.read(key, evaluator.builder.space)
         if kept is not None and kept.is_enough(limits.seconds):
-            return _time_again(evaluator, kept), [_kept_remark(evaluator, kept)]
+            again = _time_again(evaluator, kept)
+            if again is not None:
+                return again, [_kept_remark(evaluator, kept)]
     before = noise.read_counters()
     choose_forms(evaluator)
     seconds = min(limits.seconds, limits.calibrate_seconds)
@@ -86,10 +89,11 @@ def fastest_placement(
     return result, remarks + kept_search.write(key, found)
 
 
-def _time_again(evaluator: Evaluator, kept: KeptSearch) -> SearchResult:
-    """What an earlier search found, with the latencies of now."""
+def _time_again(evaluator: Evaluator, kept: KeptSearch) -> SearchResult | None:
+    """What an earlier search found, with the latencies of now; None where it no longer runs."""
     builder = evaluator.builder
-    builder.scheme = with_forms(builder.scheme, kept.forms)
+    asked = builder.scheme
+    builder.scheme = with_forms(asked, kept.forms)
     found = kept_search.placements(kept, builder.space)
     finalists = 1 + len(kept.nearly_as_fast)
     result = placement_search.time_again(
@@ -98,6 +102,8 @@ def _time_again(evaluator: Evaluator, kept: KeptSearch) -> SearchResult:
         found[finalists:],
         evaluator.gate.candidate_seconds,
     )
+    if result is None:
+        builder.scheme = asked
     free_memory()
     return result
 
@@ -191,6 +197,8 @@ def requested_placement(evaluator: Evaluator, choice: PlacementChoice) -> Search
     started = time.perf_counter()
     ratio = race.ratios_to_float([placement], evaluator.gate.candidate_seconds)[0]
     free_memory()
+    if ratio is None:
+        raise race.refusal(placement) or InputError("the engine refuses this placement")
     seconds = round(time.perf_counter() - started, 2)
     return SearchResult(TimedPlacement(placement, ratio), (), seconds=seconds)
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 import onnx
 
@@ -47,8 +46,6 @@ SMALLEST_GAIN = 0.98
 # In place of the ratio of what the engine refuses.
 REFUSED = Interval(math.inf, math.inf, math.inf)
 
-Timing = TypeVar("Timing")
-
 
 class PlacementRace:
     """Times placements of one float model in turns.
@@ -66,6 +63,7 @@ class PlacementRace:
         space: PlacementSpace,
     ) -> None:
         self.space = space
+        self._refusals: dict[Placement, InputError] = {}
         self._gate = gate
         self._model = model
         self._scheme = scheme
@@ -108,6 +106,10 @@ class PlacementRace:
             profiles.append(_run(profiler))
         return profiles
 
+    def refusal(self, placement: Placement) -> InputError | None:
+        """What the engine complained of when `placement` was to be timed; None: of nothing."""
+        return self._refusals.get(placement)
+
     def ratios_to_float(
         self, placements: Sequence[Placement], seconds: float
     ) -> list[LatencyRatio | None]:
@@ -116,73 +118,58 @@ class PlacementRace:
         seconds  of timing for each
 
         Raises:
-            InputError: the engine refuses all of them, or the float model.
+            InputError: the engine refuses the float model.
         """
-
-        def time(accepted: Sequence[Placement]) -> list[LatencyRatio]:
-            return self._gate.time_against_float(self._write_all(accepted), seconds)
-
-        return self._time_accepted(placements, time)
+        (float_case,) = self._gate.open_cases([self._gate.artifact])
+        cases = self._open(placements)
+        live = list(cases.values())
+        ratios = self._gate.ratios_to_float(live, float_case, seconds) if live else []
+        found = dict(zip(cases, ratios, strict=True))
+        return [found.get(placement) for placement in placements]
 
     def ratios_to(
         self, base: Placement, placements: Sequence[Placement], openings: int = 1
     ) -> list[Interval]:
-        """The latency of each placement over that of `base`; REFUSED if the engine refuses it.
+        """The latency of each placement over that of `base`.
+
+        REFUSED where the engine refuses a placement, or `base`.
 
         openings  of each session; with 1, a placement leaves the race when it cannot win it
         """
         rounds = max(ROUNDS, 2 * openings)
         lost = cannot_win if openings == 1 else None
-
-        def time(accepted: Sequence[Placement]) -> list[Interval]:
-            artifacts = self._write_all([base, *accepted])
-            first, *others = self._gate.open_cases(artifacts)
-            latency.race([first, *others], rounds, CALLS, openings, lost)
-            return [latency.race_ratio(case, first) for case in others]
-
         intervals: list[Interval] = []
         for start in range(0, len(placements), self.group_size):
             group = placements[start : start + self.group_size]
-            for interval in self._time_accepted(group, time):
-                intervals.append(interval or REFUSED)
+            cases = self._open([base, *group])
+            first = cases.get(base)
+            if first is not None and len(cases) > 1:
+                latency.race(list(cases.values()), rounds, CALLS, openings, lost)
+            for placement in group:
+                case = cases.get(placement)
+                interval = REFUSED
+                if case is not None and first is not None:
+                    interval = latency.race_ratio(case, first)
+                intervals.append(interval)
         return intervals
 
-    def _time_accepted(
-        self,
-        placements: Sequence[Placement],
-        time: Callable[[Sequence[Placement]], list[Timing]],
-    ) -> list[Timing | None]:
-        """What `time` says of `placements`; None of those that the engine refuses.
-
-        Only where it fails with all together is each one opened alone.
-        """
-        try:
-            return [*time(placements)]
-        except InputError:
-            accepted = self.accepted(placements)
-            if len(accepted) in (0, len(placements)):
-                raise
-        timings = dict(zip(accepted, time(accepted), strict=True))
-        return [timings.get(placement) for placement in placements]
-
-    def accepted(self, placements: Sequence[Placement]) -> list[Placement]:
-        """Those of `placements` whose QDQ model the engine runs; each one is opened."""
-        return [placement for placement in placements if self._is_accepted(placement)]
-
-    def _is_accepted(self, placement: Placement) -> bool:
-        """Whether the engine runs the QDQ model of `placement`."""
-        try:
-            self._gate.open_cases(self._write_all([placement]))
-        except InputError:
-            return False
-        return True
+    def _open(self, placements: Sequence[Placement]) -> dict[Placement, latency.Case]:
+        """Those of `placements` that the engine accepts, in their order."""
+        cases: dict[Placement, latency.Case] = {}
+        opened = self._gate.try_cases(self._write_all(placements))
+        for placement, case in zip(placements, opened, strict=True):
+            if isinstance(case, InputError):
+                self._refusals[placement] = case
+            else:
+                cases[placement] = case
+        return cases
 
     def form_ratios(
         self, placement: Placement, forms: Sequence[QuantScheme]
     ) -> list[Interval]:
         """The latency of `placement` as each of `forms` writes it over that as none does.
 
-        REFUSED for all where the engine refuses one.
+        REFUSED where the engine refuses a form, or `placement` without any.
 
         forms  the scheme with different settings of what `compute.in_form` writes
         """
@@ -190,27 +177,41 @@ class PlacementRace:
         artifacts = [plain]
         for form in forms:
             artifacts.append(replace(plain, model=in_form(plain.model, form)))
-        try:
-            cases = self._gate.open_cases(artifacts)
-        except InputError:
+        first, *others = self._gate.try_cases(artifacts)
+        if isinstance(first, InputError):
             return [REFUSED] * len(forms)
-        latency.race(cases, ROUNDS, CALLS)
-        return [latency.race_ratio(case, cases[0]) for case in cases[1:]]
+        live = [case for case in others if isinstance(case, latency.Case)]
+        latency.race([first, *live], ROUNDS, CALLS)
+        intervals: list[Interval] = []
+        for case in others:
+            interval = REFUSED
+            if isinstance(case, latency.Case):
+                interval = latency.race_ratio(case, first)
+            intervals.append(interval)
+        return intervals
 
     def probe(self, placement: Placement) -> None:
-        """Run the QDQ model of `placement` once in a child process.
+        """Run `placement`, as each form of the scheme writes it, in child processes.
 
         Raises:
-            CrashError: the engine crashes or hangs. Where it refuses the model, others may do.
+            CrashError: the engine crashes or hangs. One that it only refuses is left to the search.
         """
-        artifact = self._write_all([placement])[0]
-        inputs = latency.inputs_for(artifact)
-        try:
-            probing.probe(self._gate.engine.name, artifact.model, inputs)
-        except probing.CrashError:
-            raise
-        except InputError:
-            return
+        plain = self._write(placement).model
+        models = [plain]
+        formed = in_form(plain, self._scheme)
+        if formed is not plain:
+            models.append(formed)
+        inputs = latency.inputs_for(self._gate.artifact)
+
+        def run(model: onnx.ModelProto) -> None:
+            try:
+                probing.probe(self._gate.engine.name, model, inputs)
+            except probing.CrashError:
+                raise
+            except InputError:
+                return
+
+        list(map_in_order(run, models))
 
     def _write_all(self, placements: Sequence[Placement]) -> list[Artifact]:
         """The QDQ model of each placement."""

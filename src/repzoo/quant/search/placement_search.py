@@ -34,6 +34,7 @@ from repzoo.measure.stats import Interval
 from repzoo.quant.network.placement import Placement, PlacementSpace
 from repzoo.quant.search.node_costs import NodeCosts
 from repzoo.quant.search.placement_race import (
+    REFUSED,
     SMALLEST_GAIN,
     PlacementRace,
     layer_names,
@@ -44,10 +45,11 @@ NEAR = 0.94
 FINALISTS = 3  # of these, at most
 PROFILED_STARTS = 4
 TIMED_STARTS = 3  # besides the first, where there are profiles
-# Starts that profiles expect to take so many times as long as the cheapest one are not timed.
+# Starts that profiles expect to take so many times as long as the cheapest besides the first are
+# not timed: opening a session takes longer than timing it.
 EXPECTED_LOSS = 1.05
-# Nor are cheapest placements that are expected to take as long as another, but for this share:
-# they differ in a node or two. Opening a session takes longer than timing it.
+# Nor are placements by profile that are expected to take as long as another, but for this share.
+# Most of them differ in a node or two.
 ALIKE = 0.003
 # Changes that profiles expect to gain less than this share of the whole are not timed. Of 165 that
 # were expected to cost or gain up to 2 %, in 12 searches, a few looked faster and none was in the
@@ -79,7 +81,8 @@ class TimedPlacement:
 class SearchResult:
     """The fastest placement, and others to try for accuracy.
 
-    others          the other starting placements: those timed with care, then the next fastest
+    others          other placements: those timed with care, then those that the search left out,
+                    the fastest first. None that the engine refuses
     trials          the group changes that were timed
     seconds         time that the search took
     nearly_as_fast  of the others, those with fewer layers in INT8 that reach NEAR of the speed of
@@ -113,14 +116,7 @@ def find_fastest(
         chosen, others = choose_by_race(race, starts)
     else:
         chosen, others = choose_by_profile(race, starts, costs)
-    try:
-        timed = _time_starts(race, chosen, screening)
-    except InputError:  # the engine refuses all of them
-        chosen = race.accepted(others)[:FINALISTS]
-        if not chosen:
-            raise
-        others = [placement for placement in others if placement not in chosen]
-        timed = _time_starts(race, chosen, screening)
+    timed = _time_starts(race, chosen, others, screening)
     deadline = time.perf_counter() + seconds
     first = timed[0].placement
     placement = first
@@ -132,12 +128,14 @@ def find_fastest(
         placement = faster
     best = timed[0]
     if placement is not first:
-        best = TimedPlacement(
-            placement, race.ratios_to_float([placement], screening)[0]
-        )
+        best = _time_against_float(race, [placement], screening)[0]
+    known = {candidate.placement for candidate in timed}
+    slower = [
+        start for start in others if start not in known and not race.refusal(start)
+    ]
     return SearchResult(
         best,
-        (*(candidate.placement for candidate in timed[1:]), *others),
+        (*(candidate.placement for candidate in timed[1:]), *slower),
         tuple(trials),
         round(time.perf_counter() - started, 2),
         _nearly_as_fast(race.space, best, timed),
@@ -151,13 +149,17 @@ def time_again(
     finalists: Sequence[Placement],
     others: Sequence[Placement],
     screening: float,
-) -> SearchResult:
+) -> SearchResult | None:
     """What an earlier search found, timed against float as it is now.
+
+    None where the engine refuses all finalists.
 
     finalists  the fastest placement, and those that were nearly as fast
     """
     started = time.perf_counter()
     timed = _time_against_float(race, finalists, screening)
+    if not timed:
+        return None
     best = _most_quantized_of_fastest(race.space, timed)
     timed.remove(best)
     return SearchResult(
@@ -176,6 +178,7 @@ def choose_by_profile(
     The first of `starts` is among them, and the cheapest of all others by `costs`.
     """
     first, *others = starts
+    # Those that are left out here are no placements of their own: nothing is lost with them.
     cheapest = _unlike(costs, first, cheapest_by_profile(race, costs, starts))
     totals = {start: costs.total(start) for start in (*others, *cheapest)}
     order = sorted(totals, key=lambda start: totals[start])
@@ -259,13 +262,25 @@ def _nearly_as_fast(
 
 
 def _time_starts(
-    race: PlacementRace, starts: Sequence[Placement], screening: float
+    race: PlacementRace,
+    chosen: Sequence[Placement],
+    others: Sequence[Placement],
+    screening: float,
 ) -> list[TimedPlacement]:
-    """`starts`, timed against float, the fastest first.
+    """`chosen`, timed against float, the fastest first; `others` where the engine refuses them all.
 
     Of the fastest ones that are equally fast, the most quantized is first.
+
+    Raises:
+        InputError: the engine refuses the others too.
     """
-    timed = _time_against_float(race, starts, screening)
+    timed = _time_against_float(race, chosen, screening)
+    for start in range(0, len(others), FINALISTS):
+        if timed:
+            break
+        timed = _time_against_float(race, others[start : start + FINALISTS], screening)
+    if not timed:
+        raise race.refusal(chosen[0]) or InputError("the engine runs no INT8 model")
     first = _most_quantized_of_fastest(race.space, timed)
     timed.remove(first)
     return [first, *timed]
@@ -305,13 +320,9 @@ def choose_by_race(
     race: PlacementRace, starts: Sequence[Placement]
 ) -> tuple[list[Placement], list[Placement]]:
     """(those of `starts` to time with care, the others), the fastest of a short race first."""
-    try:
-        intervals = race.ratios_to(starts[0], starts[1:])
-    except InputError:  # the engine refuses the first one
-        others = race.accepted(starts[1:])
-        if not others:
-            raise
-        return choose_by_race(race, others)
+    intervals = race.ratios_to(starts[0], starts[1:])
+    if race.refusal(starts[0]) and len(starts) > 1:
+        return choose_by_race(race, starts[1:])
     ratios = [1.0, *(interval.value for interval in intervals)]
     order = sorted(range(len(starts)), key=lambda index: ratios[index])
     slowest = ratios[order[0]] / NEAR
@@ -377,7 +388,8 @@ def _improve(
     gains.sort(key=lambda item: item.ratio.value)
     applied, faster = _confirm(race, base, [item.move for item in gains])
     for item in tried:
-        trials.append(item.to_trial(kept=item.move in applied))
+        if item.ratio != REFUSED:
+            trials.append(item.to_trial(kept=item.move in applied))
     return faster, len(tried) == len(moves)
 
 
