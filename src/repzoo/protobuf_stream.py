@@ -29,11 +29,13 @@ def chunks(model: onnx.ModelProto, **replaced: Sequence[Message]) -> Iterator[by
     graph = model.graph
     head = _part(graph, lambda number: number < _INITIALIZER)
     tail = _part(graph, lambda number: number > _INITIALIZER)
-    keys = [_key(_INITIALIZER, item.ByteSize()) for item in graph.initializer]
     # The length of the graph stands before its bytes, so all sizes are needed first.
     length = len(head) + len(tail)
-    for key, item in zip(keys, graph.initializer, strict=True):
-        length += len(key) + item.ByteSize()
+    keys: list[bytes] = []
+    for item in graph.initializer:
+        size = item.ByteSize()  # takes as long as writing it
+        keys.append(_key(_INITIALIZER, size))
+        length += len(keys[-1]) + size
     yield _part(model, lambda number: number < _GRAPH, **replaced)
     if model.HasField("graph"):
         yield _key(_GRAPH, length) + head

@@ -27,6 +27,7 @@ from repzoo.engines.limits import (
 from repzoo.engines.onnxruntime_profile import OnnxRuntimeProfiler
 from repzoo.engines.signature import Signature, describe, numbers, signature_of
 from repzoo.errors import InputError, first_line
+from repzoo.graph.tools.skeleton import initializer_bytes
 
 ONLY_FATAL = 4  # of ONNX Runtime's log severities
 # Its own messages go to stderr, beside our sentence that says the same.
@@ -75,8 +76,7 @@ class OnnxRuntime:
         shared: list[ort.OrtValue] = []
         # ONNX Runtime raises a class of its own for each status code.
         try:
-            stored = sum(item.ByteSize() for item in model.graph.initializer)
-            if exact or stored > MAX_MESSAGE:
+            if exact or initializer_bytes(model) > MAX_MESSAGE:
                 model, shared = _share_weights(model, options)
             # Compiling computes what depends on constants alone.
             with memory_limit(_limit_for(operators)):

@@ -421,6 +421,13 @@ def test_what_an_engine_refuses_is_neither_found_nor_kept_nor_reported() -> None
     assert all(trial.ratio < 10 for trial in result.trials)
 
 
+def test_a_kept_search_whose_finalists_are_refused_is_no_result() -> None:
+    machine = RefusingMachine({})
+    first, *others = machine.space.starting_placements()
+    assert machine.refusal(first)
+    assert placement_search.time_again(machine, [first], others, 0.1) is None
+
+
 def test_an_engine_that_refuses_all_placements_says_so() -> None:
     class Stubborn(RefusingMachine):
         refused = frozenset(LAYERS)
