@@ -421,6 +421,22 @@ def test_what_an_engine_refuses_is_neither_found_nor_kept_nor_reported() -> None
     assert all(trial.ratio < 10 for trial in result.trials)
 
 
+def test_an_engine_that_fails_at_the_very_end_leaves_the_fastest_start() -> None:
+    class Failing(Machine):
+        def ratios_to_float(
+            self, placements: Sequence[Placement], seconds: float
+        ) -> list[LatencyRatio | None]:
+            ratios = super().ratios_to_float(placements, seconds)
+            if placements[0].name.startswith("searched"):
+                return [None]
+            return ratios
+
+    costs = {**dict.fromkeys(FLOAT, 0.3), "a": 3.0}
+    assert search(Machine(costs)).best.placement.name.startswith("searched")
+    starts = Failing(costs).space.starting_placements()
+    assert search(Failing(costs)).best.placement in starts
+
+
 def test_a_kept_search_whose_finalists_are_refused_is_no_result() -> None:
     machine = RefusingMachine({})
     first, *others = machine.space.starting_placements()

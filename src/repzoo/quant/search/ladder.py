@@ -182,24 +182,15 @@ def quantize(
     place_started = time.perf_counter()
     if sharing.probed:
         probe_int8(evaluator)
-    if target.placement == "fastest":
-        limits = SearchLimits(
-            target.search_seconds, calibrate_seconds, target.new_search
-        )
-        search, found_remarks = fastest_placement(evaluator, limits)
-        remarks += found_remarks
-    else:
-        choose_forms(evaluator)
-        search = requested_placement(evaluator, target.placement)
+    search, found_remarks = _place(evaluator, target, calibrate_seconds)
+    remarks += found_remarks
     place_seconds = time.perf_counter() - place_started
     climb(evaluator, search, split, target)
     best = evaluator.best
     gate_started = time.perf_counter()
     paired = gate.comparison.compare(best.artifact)
     sharing.keep_float(comparisons)
-    profile = None
-    if not best.timed.placement.int16_tensors:  # none that was profiled has any
-        profile = search.profiles.get(best.timed.placement.nodes)
+    profile = _known_profile(search, best.timed.placement)
     if profile is not None:
         sharing.profiles[target.engine.name] = profile
     phases = {
@@ -226,6 +217,28 @@ def quantize(
         context,
         lambda: evaluator.diagnose(best, split.gate),
     )
+
+
+def _place(
+    evaluator: Evaluator, target: Target, calibrate_seconds: float
+) -> tuple[SearchResult, list[str]]:
+    """(what runs in INT8, remarks on how it was found)."""
+    if target.placement == "fastest":
+        limits = SearchLimits(
+            target.search_seconds, calibrate_seconds, target.new_search
+        )
+        return fastest_placement(evaluator, limits)
+    choose_forms(evaluator)
+    return requested_placement(evaluator, target.placement), []
+
+
+def _known_profile(
+    search: SearchResult, placement: Placement
+) -> Sequence[ExecutedOperator] | None:
+    """The operators of `placement`, where the search profiled it."""
+    if placement.int16_tensors:  # no profiled placement has any
+        return None
+    return search.profiles.get(placement.nodes)
 
 
 def _operator_times(

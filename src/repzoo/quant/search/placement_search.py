@@ -128,7 +128,9 @@ def find_fastest(
         placement = faster
     best = timed[0]
     if placement is not first:
-        best = _time_against_float(race, [placement], screening)[0]
+        again = _time_against_float(race, [placement], screening)
+        if again:  # an engine that fails only now leaves the fastest start
+            best = again[0]
     known = {candidate.placement for candidate in timed}
     slower = [
         start for start in others if start not in known and not race.refusal(start)
@@ -178,7 +180,7 @@ def choose_by_profile(
     The first of `starts` is among them, and the cheapest of all others by `costs`.
     """
     first, *others = starts
-    # Those that are left out here are no placements of their own: nothing is lost with them.
+    # Alike ones are dropped for good: for accuracy they would be tried in vain too.
     cheapest = _unlike(costs, first, cheapest_by_profile(race, costs, starts))
     totals = {start: costs.total(start) for start in (*others, *cheapest)}
     order = sorted(totals, key=lambda start: totals[start])
