@@ -97,3 +97,26 @@ def test_what_is_imported_computes_the_same_bits(
     np.testing.assert_array_equal(first, second)
     # Other settings are another model: float arithmetic between pairs differs.
     assert np.abs(exact - first).max() > 0
+
+
+def test_what_was_profiled_opens_without_compiling(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept = CompiledModels()
+    monkeypatch.setattr(openvino, "_compiled_models", lambda: kept)
+    runner = openvino.OpenVino()
+    quantized = model(QDQ)
+    inputs = images(2)
+    fresh = runner.open(quantized, threads=2).run(inputs)
+    profiler = runner.profiler(quantized, inputs)
+    assert len(kept) == 2  # sessions of one thread, and of two
+    operators = profiler.run(2)
+    computed = [name for operator in operators for name in operator.nodes]
+    assert set(computed) <= {node.output[0] for node in quantized.graph.node}
+    assert quantized.graph.node[-1].output[0] in computed
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("it was compiled again")
+
+    monkeypatch.setattr(openvino._Compiler, "_compile", refuse)
+    np.testing.assert_array_equal(runner.open(quantized).run(inputs), fresh)

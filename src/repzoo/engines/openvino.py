@@ -24,6 +24,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import threading
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,8 @@ from repzoo.privacy import unreported
 
 with unreported():
     import openvino as ov
+
+COUNTERS = {"PERF_COUNT": True}  # times each operator
 
 
 class OpenVino:
@@ -87,16 +90,19 @@ class OpenVino:
                 f"openvino cannot compile this model: {_reason(error)}"
             ) from None
 
-    def profiler(self, model: onnx.ModelProto, inputs: Array) -> OpenVinoProfiler:
+    def profiler(
+        self, model: onnx.ModelProto, inputs: Array, threads: int = 1
+    ) -> OpenVinoProfiler:
         """See `engines.Engine`."""
         labeled = LabeledModel(model)
-        settings = {"PERF_COUNT": True}
+        settings: dict[str, Any] = {}
         if self._device == "CPU":
-            settings |= _cpu_settings(threads=1, streams=1, exact=False)
+            settings = _cpu_settings(threads, streams=1, exact=False)
         try:
             graph = _core().read_model(labeled.model.SerializeToString())
-            graph.reshape(list(inputs.shape))
-            compiled = _core().compile_model(graph, self._device, settings)
+            content = model.SerializeToString()  # as a session of `model` asks for it
+            compiler = _Compiler(graph, content, self._device, settings)
+            compiled = compiler.compile_with_counters(inputs.shape)
         except RuntimeError as error:
             raise InputError(
                 f"openvino cannot profile this model: {_reason(error)}"
@@ -137,7 +143,7 @@ class _Compiler:
     """Compiles one graph for the shapes that it is asked for.
 
     graph    OpenVINO's model
-    content  the ONNX file that it was read from
+    content  the ONNX file that it was read from; nodes may have other names in `graph`
     """
 
     def __init__(
@@ -163,8 +169,30 @@ class _Compiler:
         """
         if self._device != "CPU":
             return self._compile(shape)
-        key = (self._digest, shape, tuple(self._settings.items()))
-        return _compiled_models().get(key, lambda: self._compile(shape), self._import)
+        return _compiled_models().get(
+            self._key(shape), lambda: self._compile(shape), self._import
+        )
+
+    def compile_with_counters(self, shape: tuple[int, ...]) -> Any:
+        """As `compile`, with a counter for each operator.
+
+        It always compiles, since the graph's names may not be those of `content`; what `compile` is
+        asked for later with the same content then needs no compiling.
+
+        Raises:
+            RuntimeError: OpenVINO cannot compile it.
+        """
+        if self._device != "CPU":
+            self._settings = {**self._settings, **COUNTERS}
+            return self._compile(shape)
+        compiled = self._compile(shape)
+        exported = _compiled_models().keep(self._key(shape), compiled)
+        return _core().import_model(
+            exported, self._device, {**self._settings, **COUNTERS}
+        )
+
+    def _key(self, shape: tuple[int, ...]) -> Hashable:
+        return self._digest, shape, tuple(self._settings.items())
 
     def _compile(self, shape: tuple[int, ...]) -> Any:
         self._graph.reshape(list(shape) if shape else self._open_shape)

@@ -49,14 +49,19 @@ class CompiledModels:
         started = time.perf_counter()
         compiled = compile_model()
         if time.perf_counter() - started >= SLOW_SECONDS:
-            self._keep(key, compiled.export_model())
+            self.keep(key, compiled)
         return compiled
 
-    def _keep(self, key: Hashable, exported: Any) -> None:
-        content = exported if isinstance(exported, bytes) else exported.getvalue()
+    def keep(self, key: Hashable, compiled: Any) -> bytes:
+        """What is exported of `compiled`, which is kept for `key` unless it is too large."""
+        exported = compiled.export_model()
+        content: bytes = (
+            exported if isinstance(exported, bytes) else exported.getvalue()
+        )
         if len(content) > self._max_bytes:
-            return
+            return content
         with self._lock:
             self._exported[key] = content
             while sum(map(len, self._exported.values())) > self._max_bytes:
                 self._exported.popitem(last=False)
+        return content

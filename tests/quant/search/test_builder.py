@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,6 +19,7 @@ from repzoo.engines import engine
 from repzoo.measure import latency
 from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.parameters import activation_ranges, compute
+from repzoo.quant.parameters.gptq import round_rows
 from repzoo.quant.rewrites.stages import STAGES, Stage
 from repzoo.quant.search import ladder
 from repzoo.quant.search.evaluator import Evaluator
@@ -43,7 +45,7 @@ def test_fewer_layers_in_int8_reuse_the_parameters_of_the_others(
     everything = builder.space.starting_placements()[0]
     fewer = with_fallback(builder, everything, ["c"])
     first = builder.build(stage, everything)
-    expected = builder.build(stage, fewer)
+    expected = make_evaluator.__wrapped__().builder.build(stage, fewer)
     with monkeypatch.context() as patch:
         patch.setattr(compute, "compute_parameters", None)
         reused = builder.build_from(first, fewer)
@@ -62,7 +64,7 @@ def test_parameters_that_the_first_build_lacks_are_computed() -> None:
     fewer = with_fallback(builder, everything, ["c"])
     small_build = builder.build(STAGES[0], fewer)
     larger = builder.build_from(small_build, everything)
-    scratch = builder.build(STAGES[0], everything)
+    scratch = make_evaluator.__wrapped__().builder.build(STAGES[0], everything)
     assert larger.artifact.sha256 == scratch.artifact.sha256
 
 
@@ -94,6 +96,32 @@ def test_ranges_are_chosen_once_for_stages_that_differ_in_rounding(
     builder.build(STAGES[1], everything)
     assert STAGES[0].rewrites == STAGES[1].rewrites
     assert len(calls) == 2
+
+
+def test_weights_are_rounded_once_for_placements_and_ranges(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    evaluator = make_evaluator.__wrapped__()
+    space = evaluator.builder.space
+    everything = space.starting_placements()[0]
+    least = with_fallback(evaluator.builder, everything, ["c"])
+    rounded: list[int] = []
+
+    def count_call(*arguments: Any) -> Any:
+        rounded.append(arguments[0].size)
+        return round_rows(*arguments)
+
+    monkeypatch.setattr(compute, "round_rows", count_call)
+    gptq = next(stage for stage in STAGES if stage.corrections.gptq)
+    for placement in (least, everything, least):
+        built = evaluator.builder.build(gptq, placement)
+        assert set(built.plan.weights) == {
+            node.output[0] for node in space.layers if node.output[0] in placement.nodes
+        }
+    assert len(rounded) == len(space.layers)
+    nearest = next(stage for stage in STAGES if not stage.corrections.gptq)
+    evaluator.builder.build(nearest, everything)
+    assert len(rounded) == 2 * len(space.layers)
 
 
 def test_a_built_model_is_valid_and_has_its_history() -> None:

@@ -13,6 +13,8 @@ from tests.small_model import sets, small
 from repzoo.engines import engine
 from repzoo.errors import InputError
 from repzoo.progress import silent
+from repzoo.quant.calibration import calibrate
+from repzoo.quant.search import calibrator as search
 from repzoo.quant.search.calibrator import Calibrator
 
 Array = npt.NDArray[np.float32]
@@ -53,6 +55,8 @@ def test_the_logits_are_in_the_order_of_the_images() -> None:
 class Breaking:
     """An engine and its session. The session refuses the batch that starts with a 2."""
 
+    name = "breaking"
+
     def open(self, model: onnx.ModelProto, threads: int, streams: int) -> Breaking:
         assert (threads, streams) == (1, 3)
         return self
@@ -70,3 +74,25 @@ def test_a_batch_that_fails_ends_the_run_with_its_error() -> None:
     good = [*batches[:2], *batches[3:]]
     logits = calibrator(3, Breaking()).run(small().model, good)
     np.testing.assert_array_equal(logits, np.concatenate(good))
+
+
+def test_parts_of_a_large_model_are_observed_for_an_engine_that_needs_shapes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The inputs of parts have no shapes, and OpenVINO compiles no convolution of such."""
+    pytest.importorskip("openvino", reason="the engine is not installed")
+    for module, name in ((search, "WHOLE_BYTES"), (calibrate, "WHOLE_BYTES")):
+        monkeypatch.setattr(module, name, 0)
+    monkeypatch.setattr(calibrate, "PIECE_BYTES", 100)
+    model = small().model
+    images = sets().calibration.subset(range(20))
+    tensors = [node.output[0] for node in model.graph.node if node.op_type == "Conv"]
+    assert len(tensors) > 1
+    runs = []
+    for name in ("onnxruntime", "openvino"):
+        observing = Calibrator(small(), engine(name), silent)
+        runs.append(observing.observe_again(model, tensors, [], images).histograms)
+    for tensor in tensors:
+        first, second = (run[tensor] for run in runs)
+        np.testing.assert_array_equal(first.low, second.low)
+        np.testing.assert_array_equal(first.high, second.high)

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from repzoo.data.batches import map_in_order
 from repzoo.graph.tools.onnx_edit import add_initializer
 from repzoo.protobuf_stream import clone
 from repzoo.quant.calibration.statistics import Statistics
@@ -89,6 +90,7 @@ def compute_parameters(
     scheme: QuantScheme,
     corrections: Corrections,
     chosen: ChosenRanges | None = None,
+    rounded: RoundedWeights | None = None,
 ) -> QuantizationPlan:
     """Quantization parameters for `placement` of the float `model`, in the format of `scheme`.
 
@@ -99,6 +101,8 @@ def compute_parameters(
         scheme: number formats of the target.
         corrections: which corrections to apply.
         chosen: the result of `choose_ranges`, if it is known already.
+        rounded: weights that were rounded before for the same float model with the same
+            corrections, by layer. Those that are rounded now are added.
     """
     if chosen is None:
         chosen = choose_ranges(
@@ -106,17 +110,23 @@ def compute_parameters(
         )
     activations = activation_parameters(placement, scheme, chosen)
     values = initializer_arrays(model)
-    quantizer = _LayerQuantizer(values, statistics, scheme, corrections)
+    rounded = {} if rounded is None else rounded
+    quantizer = _LayerQuantizer(values, statistics, scheme, corrections, rounded)
     layers = find_layers(model)
+    placed = [layer for name, layer in layers.items() if name in placement.nodes]
+
+    def quantize(layer: Layer) -> tuple[QuantizedWeight, Float]:
+        return quantizer.quantize(layer, activations[layer.source])
+
     weights: dict[str, QuantizedWeight] = {}
     biases: dict[str, Float] = {}
-    for name, layer in layers.items():
-        if name not in placement.nodes:
-            continue
-        weights[name], bias = quantizer.quantize(layer, activations[layer.source])
+    for layer, (weight, bias) in zip(
+        placed, map_in_order(quantize, placed), strict=True
+    ):
+        weights[layer.name] = weight
         # an uncorrected bias stays the initializer that it is
         if corrections.bias:
-            biases[name] = bias
+            biases[layer.name] = bias
     return QuantizationPlan(
         model=replace_biases(model, layers, biases) if biases else model,
         activations=activations,
@@ -142,20 +152,33 @@ def activation_parameters(
 
 
 @dataclass(frozen=True)
+class RoundedWeight:
+    """Integers [G, O/G, K] of a layer's weights, and the scale [G, O/G, 1] of these."""
+
+    scale: Float
+    integers: npt.NDArray[np.int8]
+
+
+RoundedWeights = dict[str, RoundedWeight]
+
+
+@dataclass(frozen=True)
 class _LayerQuantizer:
-    """Quantizes one layer after another.
+    """Quantizes layers, of which several may be under way at once.
 
     Attributes:
         values: initializers of the float model.
         statistics: of the float model.
         scheme: number formats of the target.
         corrections: which corrections to apply.
+        rounded: see `compute_parameters`.
     """
 
     values: Mapping[str, npt.NDArray[Any]]
     statistics: Statistics
     scheme: QuantScheme
     corrections: Corrections
+    rounded: RoundedWeights
 
     def quantize(
         self, layer: Layer, source: ActivationParameters
@@ -167,14 +190,24 @@ class _LayerQuantizer:
         # the bias has scale source.scale * scale, and must fit into int32
         min_scale = np.abs(bias) / (source.scale * qdq_writer.MAX_BIAS_CODE)
         scale = weight_scales(layer, rows, self.scheme, min_scale, moments)
-        limit = self.scheme.weight_max
-        integers = round_rows(rows, moments, scale, limit, self.corrections.gptq)
+        integers = self._round(layer.name, rows, scale)
         weight = pack_weights(layer, integers, scale, self.scheme)
         if self.corrections.bias:
             shift = self._input_shift(layer, source)
             quantized_rows = integers * scale
             bias = bias + bias_correction(rows, quantized_rows, moments.mean, shift)
         return weight, bias
+
+    def _round(self, name: str, rows: Float, scale: Float) -> Float:
+        """Integers for `rows`. GPTQ takes long, so what has the same scale is not rounded anew."""
+        known = self.rounded.get(name)
+        if known is not None and np.array_equal(known.scale, scale):
+            return known.integers.astype(np.float64)
+        moments = self.statistics.moments[name]
+        limit = self.scheme.weight_max
+        integers = round_rows(rows, moments, scale, limit, self.corrections.gptq)
+        self.rounded[name] = RoundedWeight(scale, integers.astype(np.int8))
+        return integers
 
     def _input_shift(self, layer: Layer, source: ActivationParameters) -> Float:
         """E[x'] - E[x] of the layer's columns, [G, K], by clipping and rounding its input."""

@@ -21,13 +21,18 @@ from repzoo.quant.network.placement import Placement, PlacementSpace
 from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters import activation_ranges, compute
 from repzoo.quant.parameters.activation_ranges import ChosenRanges
-from repzoo.quant.parameters.compute import Corrections, QuantizationPlan
+from repzoo.quant.parameters.compute import (
+    Corrections,
+    QuantizationPlan,
+    RoundedWeights,
+)
 from repzoo.quant.rewrites.stages import STAGES, FloatModel, Rewrite, Stage
 from repzoo.quant.search.calibrator import Calibrator, Inputs
 from repzoo.quant.search.rewrite_cache import RewriteCache
 
 FINETUNE_BATCH = 32  # images that are prepared at once
 RangesKey = tuple[tuple[Rewrite, ...], Placement, str]
+RoundedKey = tuple[tuple[Rewrite, ...], bool]
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,9 @@ class Builder:
         # The ranges that were chosen last. Consecutive stages often differ in rounding only.
         self._ranges_key: RangesKey | None = None
         self._ranges: ChosenRanges = {}
+        # Likewise the weights that were rounded last.
+        self._rounded_key: RoundedKey | None = None
+        self._rounded: RoundedWeights = {}
 
     def build(self, stage: Stage, placement: Placement) -> Build:
         """The model that `stage` makes with Q/DQ pairs at `placement`."""
@@ -71,6 +79,10 @@ class Builder:
                 corrections.range_method,
             )
             self._ranges_key = key
+        rounded_key = (stage.rewrites, corrections.gptq)
+        if rounded_key != self._rounded_key:
+            self._rounded = {}
+            self._rounded_key = rounded_key
         plan = compute.compute_parameters(
             float_model.model,
             placement,
@@ -78,6 +90,7 @@ class Builder:
             self.scheme,
             corrections,
             self._ranges,
+            self._rounded,
         )
         return self._write(stage, plan, placement)
 
@@ -86,7 +99,7 @@ class Builder:
 
         The parameters of a layer do not depend on where other layers run. So leaving layers in
         float changes no other number. Parameters are computed anew where `origin` lacks some, and
-        where tensors take 16 bits.
+        where tensors take 16 bits, but for the rounding of weights.
         """
         float_model = self.cache.get(origin.stage)
         if not _has_parameters(origin.plan, float_model, placement):

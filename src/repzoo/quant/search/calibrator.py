@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from repzoo import engines
 from repzoo.artifact import Artifact
 from repzoo.data.batches import ReadReport, batches, map_in_order
 from repzoo.data.dataset import Dataset
-from repzoo.engines import Engine, Session
+from repzoo.engines import DEFAULT_ENGINE, Engine, Session
 from repzoo.engines.batches import run_padded
 from repzoo.graph.tools.skeleton import initializer_bytes
 from repzoo.measure.expected_drop import Margins
@@ -92,11 +93,19 @@ class ImageReader:
 
 
 class Calibrator:
-    """Collects activation statistics of float graphs of `artifact` on an engine."""
+    """Collects activation statistics of float graphs of `artifact`.
+
+    ONNX Runtime computes them, the default engine: it returns the activations of a whole network
+    fastest, and runs the parts of large models, whose inputs have no shapes. Others need these.
+    """
 
     def __init__(self, artifact: Artifact, engine: Engine, progress: Progress) -> None:
+        """`engine` is what the model is quantized for, on which `run` runs forms of it."""
         self.artifact = artifact
         self.engine = engine
+        self._observing = engine
+        if engine.name.partition(":")[0] != DEFAULT_ENGINE:
+            self._observing = engines.engine(DEFAULT_ENGINE)
         self.progress = progress
         self.threads = int(host()["affinity"])
 
@@ -150,7 +159,7 @@ class Calibrator:
             list(tensors),
             list(observed_layers),
             stream,
-            self.engine,
+            self._observing,
             self.threads,
         )
 
@@ -161,7 +170,7 @@ class Calibrator:
         observed = [observer.source for observer in observers]
         inputs = reader.read(batch_size(model, observed, PROBED_BYTES))
         stream = CalibrationStream(inputs, len(reader.images), self.progress)
-        return run_observers(model, observers, stream, self.engine, self.threads)
+        return run_observers(model, observers, stream, self._observing, self.threads)
 
     def prepare(self, phase: str, images: Dataset, size: int) -> Iterator[Inputs]:
         """The prepared `images`, `size` at a time; progress is shown under the name `phase`."""

@@ -45,8 +45,8 @@ NEAR = 0.94
 FINALISTS = 3  # of these, at most
 PROFILED_STARTS = 4
 TIMED_STARTS = 3  # besides the first, where there are profiles
-# Starts that profiles expect to take so many times as long as the cheapest besides the first are
-# not timed: opening a session takes longer than timing it.
+# Starts that profiles expect to take so many times as long as the cheapest are not timed, but for
+# one: opening a session takes longer than timing it.
 EXPECTED_LOSS = 1.05
 # Nor are placements by profile that are expected to take as long as another, but for this share.
 # Most of them differ in a node or two.
@@ -184,8 +184,11 @@ def choose_by_profile(
     cheapest = _unlike(costs, first, cheapest_by_profile(race, costs, starts))
     totals = {start: costs.total(start) for start in (*others, *cheapest)}
     order = sorted(totals, key=lambda start: totals[start])
-    limit = EXPECTED_LOSS * min(totals.values(), default=0.0)
-    timed = [start for start in order if totals[start] <= limit][:TIMED_STARTS]
+    timed = order[:1]
+    limit = EXPECTED_LOSS * min([costs.total(first), *totals.values()])
+    for start in order[1:TIMED_STARTS]:
+        if totals[start] <= limit:
+            timed.append(start)
     return [first, *timed], [start for start in order if start not in timed]
 
 
