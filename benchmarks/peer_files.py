@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -44,12 +45,14 @@ class Setting:
     data            folder of images; "" for benchmarks/textures.py
     images          that calibrate
     search_seconds  of repzoo's placement search
+    threads         of the sessions that it times; more than one may be asked for
     renew           make files anew that are there
     """
 
     data: str
     images: int
     search_seconds: float
+    threads: Sequence[int]
     renew: bool
 
     def source(self) -> DataSource:
@@ -112,15 +115,16 @@ def build(folder: ModelFolder, setting: Setting) -> None:
 
 
 def quantize(folder: ModelFolder, setting: Setting) -> None:
-    """Make repzoo's INT8 files that are missing, one for each engine."""
-    for engine in OWN_ENGINES:
-        make = partial(_quantize_own, folder, setting, engine)
-        _make_if_possible(folder, own_int8(engine), setting, make)
+    """Make repzoo's INT8 files that are missing, one for each engine and number of threads."""
+    for engine, threads in product(OWN_ENGINES, setting.threads):
+        make = partial(_quantize_own, folder, setting, engine, threads)
+        _make_if_possible(folder, own_int8(engine, threads), setting, make)
 
 
-def own_int8(engine: str) -> str:
-    """The name of repzoo's INT8 file for `engine`."""
-    return f"repzoo-{engine}"
+def own_int8(engine: str, threads: int = 1) -> str:
+    """The name of repzoo's INT8 file for sessions of `engine` with so many threads."""
+    several = f"-{threads}-threads" if threads > 1 else ""
+    return f"repzoo-{engine}{several}"
 
 
 def trained_module(folder: ModelFolder) -> tuple[torch.nn.Module, Preprocess]:
@@ -224,12 +228,15 @@ def _quantize_by_peer(folder: ModelFolder, setting: Setting, name: str) -> Artif
     return artifact.then(model, Step("quantize", __version__, {"recipe": name}))
 
 
-def _quantize_own(folder: ModelFolder, setting: Setting, engine: str) -> Artifact:
+def _quantize_own(
+    folder: ModelFolder, setting: Setting, engine: str, threads: int
+) -> Artifact:
     options = QuantizeOptions(
         engine=engine,
         images=setting.images,
         search=setting.search_seconds,
         new_search=True,
+        threads=threads,
         force=True,
     )
     artifact = folder.read(OWN_FLOAT)

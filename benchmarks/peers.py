@@ -10,7 +10,8 @@ lose; --data gives other images, which an ONNX file needs. The steps:
 
     build     the float files, and the INT8 files of ONNX Runtime's static quantizer and of NNCF
     compile   fill torch.compile's cache, which takes more than a minute
-    quantize  repzoo's INT8 files, one for each engine, as `repzoo quantize` makes them
+    quantize  repzoo's INT8 files, one for each engine and number of threads, as `repzoo quantize`
+              makes them
     judge     the predictions of all INT8 files beside those of float, each on its engine
     time      all files, in one run for each number of threads and each batch
 
@@ -35,6 +36,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,12 @@ class Contender:
     def key(self) -> str:
         """What no other contender has."""
         return " ".join(filter(None, (self.file, self.engine, self.session)))
+
+    def with_threads(self, threads: int) -> Contender:
+        """The same for sessions with so many threads: repzoo searches for each number."""
+        if self.file != own_int8(self.engine):
+            return self
+        return replace(self, file=own_int8(self.engine, threads))
 
 
 CONTENDERS = (
@@ -209,7 +217,8 @@ def judge(folder: ModelFolder, making: peer_files.Setting) -> None:
     """Compare the predictions of every INT8 file with those of its float file; keep the figures."""
     split = making.source().split_for_quantization(making.images, models.SEED)
     judged = {}
-    for contender in contenders():
+    every = [contenders(threads) for threads in making.threads]
+    for contender in dict.fromkeys(chain.from_iterable(every)):
         is_float = contender.file in (FLOAT, OWN_FLOAT)
         if is_float or not folder.file(contender.file).exists():
             continue
@@ -242,18 +251,22 @@ def read_judged(folder: ModelFolder) -> dict[str, dict[str, Any]]:
     return figures
 
 
-def contenders() -> list[Contender]:
+def contenders(threads: int) -> list[Contender]:
     """All that differ on this host: where nothing saturates, every session is exact."""
-    if saturates(host()):
-        return list(CONTENDERS)
-    return [item for item in CONTENDERS if item.session != EXACT]
+    chosen = []
+    for contender in CONTENDERS:
+        if contender.session != EXACT or saturates(host()):
+            chosen.append(contender.with_threads(threads))
+    return chosen
 
 
 def time_model(
     folder: ModelFolder, setting: Setting, options: argparse.Namespace
 ) -> list[Record[PeerLatency]]:
     """Time all contenders of one model in one setting; a Record for each."""
-    entries = [open_entry(item, folder, setting) for item in contenders()]
+    entries = [
+        open_entry(item, folder, setting) for item in contenders(setting.threads)
+    ]
 
     def leave_out(case: Case, error: InputError) -> None:
         """Note why a session failed."""
@@ -463,7 +476,11 @@ def run_model(name: str, options: argparse.Namespace) -> None:
     """The steps of one model."""
     folder = peer_files.open_folder(options.work, name)
     making = peer_files.Setting(
-        options.data, options.images, options.search_seconds, options.renew
+        options.data,
+        options.images,
+        options.search_seconds,
+        options.threads,
+        options.renew,
     )
     steps = options.step or STEPS
     if "build" in steps:

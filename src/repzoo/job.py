@@ -45,7 +45,7 @@ class JobOptions:
     quantize: verbs.QuantizeOptions = field(default_factory=verbs.QuantizeOptions)
     streams: int = setting(
         0,
-        help="Client threads of the multi-thread row; 0: one for each core.",
+        help="Clients of the multi-thread row; 0: as many as keep all cores busy.",
         range=at_least(0),
     )
     seconds: float = setting(
@@ -375,16 +375,22 @@ def _time_all(
 ) -> tuple[list[Record[Any]], list[str]]:
     """(latency and ratio Records, sentences on what could not be timed).
 
-    All forms are timed on one thread, the two that ship also by many clients and on the other
+    All forms are timed with one client, the two that ship also by many clients and on the other
     engines. All cases are interleaved, so that the rows of a card may be compared.
     """
     runner = engine(own_engine(options.quantize))
-    clients = options.streams or host()["affinity"]
+    threads = options.quantize.threads
+    clients = options.streams or int(host()["affinity"]) // threads
     shipped = {form: model for form, model in artifacts.items() if form != "train"}
-    single = {form: latency.case(model, runner) for form, model in artifacts.items()}
+    single = {
+        form: latency.case(model, runner, threads=threads)
+        for form, model in artifacts.items()
+    }
     many = []
     if clients > 1:
-        many = [latency.case(model, runner, clients) for model in shipped.values()]
+        many = [
+            latency.case(model, runner, clients, threads) for model in shipped.values()
+        ]
     compared = {form: artifacts[form] for form in BOTH if form in artifacts}
     extra, left_out = _extra_cases(compared, options)
 
@@ -421,7 +427,7 @@ def _extra_cases(
     cases = []
     for runner, artifact in product(runners, artifacts.values()):
         try:
-            cases.append(_extra_case(runner, artifact))
+            cases.append(_extra_case(runner, artifact, options.quantize.threads))
         except InputError as error:
             left_out.append(_not_timed(artifact.form, runner.name, error))
     return cases, left_out
@@ -445,12 +451,12 @@ def _extra_engines(options: JobOptions) -> tuple[list[Engine], list[str]]:
     return list(runners.values()), left_out
 
 
-def _extra_case(runner: Engine, artifact: Artifact) -> latency.Case:
+def _extra_case(runner: Engine, artifact: Artifact, threads: int) -> latency.Case:
     if artifact.form == "int8" and getattr(runner, "simulates_int8", False):
         raise InputError("it computes INT8 models in float arithmetic")
     # In a process of its own first: an engine that crashes must not take the job with it.
     probe(runner.name, artifact.model, latency.inputs_for(artifact))
-    return latency.case(artifact, runner)
+    return latency.case(artifact, runner, threads=threads)
 
 
 def _not_timed(form: str, engine_name: str, error: InputError) -> str:

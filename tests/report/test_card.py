@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 import re
@@ -33,6 +34,7 @@ from repzoo.measure.results import (
 from repzoo.printable import MINUS, code_span, escape_markdown
 from repzoo.remark import Remark
 from repzoo.report import card, figures
+from repzoo.report import tables as result_tables
 
 HOST = {"cpu": "Some CPU", "int8": ["avx2", "avx512_vnni"], "cores": 2}
 
@@ -515,6 +517,32 @@ def test_a_job_from_the_folded_form_with_one_client_has_a_card() -> None:
     assert [len(table) for table in parsed] == [2, 3, 2, 3, 2, 3, 3]
 
 
+@pytest.mark.parametrize(
+    ("clients", "heading"),
+    [(1, "Latency, 3 threads (ms)"), (2, "Latency, 2 clients of 3 threads (ms)")],
+)
+def test_a_card_says_how_many_threads_a_session_had(clients: int, heading: str) -> None:
+    rows = []
+    for row in [*records(), *other_engine_records()]:
+        if isinstance(row.values, Latency):
+            setting = dataclasses.replace(row.values.setting, threads=3)
+            if setting.streams > clients:
+                continue
+            values = dataclasses.replace(row.values, setting=setting)
+            row = dataclasses.replace(row, values=values)
+        rows.append(row)
+    text = card.render(rows, [])["card.md"]
+    headings = tables(text)[0][0]
+    assert headings[-3:-1] == ["Latency, 3 threads (ms)", heading]
+    assert "threads of a session: 3" in text
+    assert "threads: 3" in next(
+        line for line in text.splitlines() if "same two" in line
+    )
+    in_a_job = [dataclasses.replace(row, job="1") for row in rows]
+    table = "\n".join(result_tables._job_table(in_a_job, "en"))
+    assert "(3 threads)" in table
+
+
 def test_card_json_has_the_same_values_unrounded_and_is_json() -> None:
     rows = records()
     values = dataclasses.replace(rows[-1].values, ratio=math.nan, ratio_low=1 / 3)
@@ -537,6 +565,8 @@ def test_both_languages_have_the_words_that_the_template_uses_and_no_others() ->
     pages = ("card.md.j2", "board.md.j2")
     template = "".join((folder / page).read_text("utf-8") for page in pages)
     used = set(re.findall(r"\bt\.(\w+)", template))
+    heading = inspect.getsource(card.latency_heading)
+    used |= set(re.findall(r'"(latency\w+)"', heading))
     assert set(words["en"]) == set(words["zh"]) == used
     for key in used - {"forms", "host_topics"}:
         fields = [

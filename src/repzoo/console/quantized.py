@@ -26,6 +26,11 @@ from repzoo.report.race import race_cells
 if TYPE_CHECKING:  # it imports what takes long
     from repzoo.job import JobResult
 
+LATENCY_WORDS = {
+    "latency1": "latency, 1 thread (ms)",
+    "latencyn": "latency, {n} threads (ms)",
+    "latency_clients": "latency, {clients} clients of {threads} threads (ms)",
+}
 # Rows that a person is shown; --json has all.
 SHOWN_CANDIDATES = 6
 SHOWN_LAYERS = 3
@@ -82,9 +87,9 @@ def _race_lines(race: RaceSummary) -> list[Any]:
 
 def _race_table(race: RaceSummary) -> Table:
     """A row for each engine and form; of the one that won, that it did."""
-    clients = f", {race.clients} clients" if race.clients > 1 else ""
+    load = str(race.load)
     table = make_table(
-        f"race{clients}",
+        f"race, {load}" if load else "race",
         "form",
         ">ms",
         ">FPS",
@@ -299,8 +304,9 @@ def _card_table(facts: cards.CardFacts) -> Table:
     _add(table, top1, accuracies, lambda item: figures.percent(item.top1))
     if facts.has_top5:
         _add(table, "Top-5 %", accuracies, lambda item: figures.percent(item.top5))
-    _add(table, "latency, 1 thread (ms)", single, _p50)
-    _add(table, f"latency, {facts.client_threads} threads (ms)", many, _p50)
+    for rows, by_form in ((single, facts.single), (many, facts.many)):
+        heading = cards.latency_heading(by_form["deploy"].setting, LATENCY_WORDS)
+        _add(table, heading, rows, _p50)
     _add(table, "frame rate (FPS)", many, lambda item: figures.rate(item.fps))
     return table
 

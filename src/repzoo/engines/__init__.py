@@ -72,7 +72,7 @@ class Engine(Protocol):
                               that make sums of 8-bit products exact
     computes_bfloat16()       whether this machine has bfloat16 arithmetic that the engine uses
 
-    profiler(model, inputs)   a Profiler of `model` on one thread
+    profiler(model, inputs, threads)      a Profiler of `model`
     open_pack(path, preprocess, streams)  see PackEngine
 
     name  as in ENGINES, with the option where there is one: "openvino:GPU"
@@ -199,14 +199,17 @@ def _status(name: str) -> EngineStatus:
 
 
 def profiler(
-    runner: Engine, model: onnx.ModelProto, inputs: Array | Feeds
+    runner: Engine, model: onnx.ModelProto, inputs: Array | Feeds, threads: int = 1
 ) -> Profiler | None:
-    """The profiler of `model` on `runner`; None where there is none, or none for this model."""
+    """The profiler of `model` on `runner`; None where there is none, or none for this model.
+
+    threads  of the session that it profiles
+    """
     open_profiler = getattr(runner, "profiler", None)
     if open_profiler is None:
         return None
     with contextlib.suppress(InputError):
-        opened: Profiler = open_profiler(model, inputs)
+        opened: Profiler = open_profiler(model, inputs, threads)
         return opened
     return None
 

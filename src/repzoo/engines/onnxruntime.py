@@ -95,9 +95,11 @@ class OnnxRuntime:
             )
         return OnnxRuntimeSession(session, signature_of(model), shared, operators)
 
-    def profiler(self, model: onnx.ModelProto, inputs: Array) -> OnnxRuntimeProfiler:
+    def profiler(
+        self, model: onnx.ModelProto, inputs: Array, threads: int = 1
+    ) -> OnnxRuntimeProfiler:
         """See `engines.Engine`."""
-        options = _session_options(1, False, self._exact_products)
+        options = _session_options(threads, False, self._exact_products)
         try:
             return OnnxRuntimeProfiler(model, options, self._provider, inputs)
         except Exception as error:

@@ -1,4 +1,7 @@
-"""Result of a race: float and INT8 on several engines, timed in the same interleaved rounds."""
+"""Result of a race: float and INT8 on several engines, timed in the same interleaved rounds.
+
+And how sessions are used in it.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,30 @@ from dataclasses import dataclass
 from typing import Literal
 
 Objective = Literal["latency", "throughput", "size"]
+
+
+@dataclass(frozen=True)
+class Load:
+    """How a session is used while it is timed.
+
+    threads  of the session
+    clients  threads that call it at once
+    """
+
+    threads: int = 1
+    clients: int = 1
+
+    def __str__(self) -> str:
+        """What differs from one client and one thread: "2 threads, 4 clients"; "" for nothing."""
+        parts = []
+        for name in ("threads", "clients"):
+            count = getattr(self, name)
+            if count > 1:
+                parts.append(f"{count} {name}")
+        return ", ".join(parts)
+
+
+ALONE = Load()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +76,7 @@ class RaceSummary:
     """A race with its winner.
 
     clients  threads that called each session at once
+    threads  of each session
     entries  all that could have won, winner or not
     winner   index in `entries`
     reason   why it won, in a sentence
@@ -61,6 +89,12 @@ class RaceSummary:
     winner: int
     reason: str
     busy: bool = False
+    threads: int = 1
+
+    @property
+    def load(self) -> Load:
+        """How each session was used."""
+        return Load(self.threads, self.clients)
 
     @property
     def chosen(self) -> RaceEntry:

@@ -409,7 +409,7 @@ class OperatorTime:
 
     form           float | int8: the model
     kind           the engine's name and kernel
-    microseconds   in one run on one thread
+    microseconds   in one run
     share          of the time of all operators, 0..1
     is_conversion  whether it only quantizes, dequantizes, converts or reorders
     """

@@ -26,6 +26,7 @@ from repzoo.measure.results import (
     LatencyRatio,
     PairedAccuracy,
     QuantizeSummary,
+    Setting,
 )
 from repzoo.printable import code_span, escape_markdown, one_line
 from repzoo.report import figures
@@ -235,7 +236,7 @@ def render(
             language=language,
             t=words,
             remarks=[translate(remark, language) for remark in remarks],
-            client_threads=facts.client_threads,
+            latency_heading=latency_heading,
             host_facts=_host_facts(facts.host, language),
             has_top5=facts.has_top5,
             float_serves=facts.float_serves,
@@ -257,6 +258,16 @@ def render(
     text = json_text(document, ensure_ascii=False, indent=1, sort_keys=True)
     rendered["card.json"] = text + "\n"
     return rendered
+
+
+def latency_heading(setting: Setting, words: Mapping[str, Any]) -> str:
+    """The heading of a latency, by the threads that work at once. `words` of one language."""
+    if setting.threads > 1 and setting.streams > 1:
+        text: str = words["latency_clients"]
+        return text.format(clients=setting.streams, threads=setting.threads)
+    several = max(setting.threads, setting.streams)
+    heading: str = words["latencyn" if several > 1 else "latency1"]
+    return heading.format(n=several)
 
 
 def summary(records: Sequence[Record[Any]]) -> CardFacts:

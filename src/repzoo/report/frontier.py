@@ -32,7 +32,7 @@ TEXT = """# Latency, drop and size
 
 Less of each is better. Files on the frontier: nothing that was measured is as good in all three and
 better in one. The drop is on the images that candidates were chosen by, as expected on new images
-where the logits are known. Latencies are those of the race of engines{clients}. What was not in it
+where the logits are known. Latencies are those of the race of engines{load}. What was not in it
 has its ratio to float on the same engine, times float's time there.
 """
 
@@ -55,11 +55,11 @@ def write_frontier(
 
 def table(points: Sequence[Point], race: RaceSummary) -> str:
     """The points on the frontier, then all others, as Markdown."""
-    clients = f", with {race.clients} clients at once" if race.clients > 1 else ""
+    load = str(race.load)
     on_frontier = [_cells(point) for point in points if point.on_frontier]
     others = [_cells(point) for point in points if not point.on_frontier]
     lines = [
-        TEXT.format(clients=clients),
+        TEXT.format(load=f", with {load}" if load else ""),
         *figures.markdown_table(HEADINGS, on_frontier),
     ]
     if others:

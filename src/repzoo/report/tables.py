@@ -43,6 +43,8 @@ MARKED = re.compile(
     r"(<!-- table: (?P<name>[\w.-]+) -->\n).*?(<!-- end -->)", re.DOTALL
 )
 MAX_DOCUMENT_BYTES = 2**24
+# Below latencies of sessions with more threads than the heading says.
+THREADS = {"en": "({n} threads)", "zh": "（{n} 线程）"}
 HEADINGS = {
     "en": (
         "Model",
@@ -158,7 +160,7 @@ def _cells(facts: CardFacts, language: str) -> list[str]:
         _top1(facts, "int8", to),
         figures.int8_share(facts.int8, language),
         f"{drop}, n = {paired.n}",
-        _latencies(facts),
+        _latencies(facts, language),
         figures.ms(many.p50_ms) if many else figures.ABSENT,
         figures.rate(many.fps) if many else figures.ABSENT,
         _latency_ratio(ratio, to),
@@ -180,8 +182,11 @@ def _top1(facts: CardFacts, form: str, to: str) -> str:
     )
 
 
-def _latencies(facts: CardFacts) -> str:
-    """Float → INT8 milliseconds on the job's engine; of several engines, each with its name."""
+def _latencies(facts: CardFacts, language: str) -> str:
+    """Float → INT8 milliseconds on the job's engine; of several engines, each with its name.
+
+    Where a session has more threads than the one of the heading, their number follows.
+    """
     by_engine = {facts.engine["name"]: facts.single}
     for other in facts.beside:
         by_engine[other.engine["name"]] = other.single
@@ -191,6 +196,9 @@ def _latencies(facts: CardFacts) -> str:
         if len(by_engine) > 1:
             times = f"{escape_markdown(name)} {times}"
         shown.append(times)
+    threads = facts.single["deploy"].setting.threads
+    if threads > 1:
+        shown.append(THREADS[language].format(n=threads))
     return "<br>".join(shown)
 
 

@@ -35,6 +35,7 @@ from repzoo.verbs.quantization_images import split_images
 from repzoo.verbs.quantize_targets import (
     hold_race,
     is_race,
+    load_for,
     own_engine,
     target_for,
 )
@@ -70,7 +71,12 @@ class QuantizeOptions:
     objective: Objective = setting(
         "latency",
         help="What is best: the least latency of a call, the most images a second with all cores "
-        "as clients, or the smallest file that passes the gate.",
+        "busy, or the smallest file that passes the gate.",
+    )
+    threads: int = setting(
+        1,
+        help="Threads of a session while it is timed: as many as will run the model.",
+        range=at_least(1),
     )
     pareto: Path | None = setting(
         None,
@@ -218,6 +224,7 @@ def quantize(
 def _check_names(options: QuantizeOptions) -> None:
     """Refuse unknown or uninstalled engines, schemes and quantizers, and a used folder."""
     _require_engine(options)
+    _require_cores(options)
     if options.scheme and load_scheme(options.scheme).runs_on_board:
         _refuse_timing(options)
     if options.pareto is not None:
@@ -238,11 +245,22 @@ def _require_engine(options: QuantizeOptions) -> None:
     engines.engine(name)
 
 
+def _require_cores(options: QuantizeOptions) -> None:
+    """Refuse more threads than can run at once: their latency is that of waiting."""
+    cores = int(host()["affinity"])
+    if options.threads > cores:
+        raise InputError(
+            f"threads (--threads) is {options.threads}, and this process may use {cores} cores; "
+            f"give at most {cores}, or quantize on a machine with more"
+        )
+
+
 def _refuse_timing(options: QuantizeOptions) -> None:
     """Refuse settings that need latencies, which this host does not have of a board."""
     timed = {
         "pareto": options.pareto is not None,
         "objective": options.objective == "throughput",
+        "threads": options.threads > 1,
     }
     for name, is_set in timed.items():
         if is_set:
@@ -263,11 +281,11 @@ def _run_quantizer(
     runner = engines.engine(own_engine(options))
     if options.precision != "int8":
         return half_model.quantize(
-            model, split, runner, options.precision, budget, progress
+            model, split, runner, options.precision, budget, progress, load_for(options)
         )
     if options.recipe != baselines.OWN:
         return baselines.quantize(
-            model, split, runner, options.recipe, budget, progress
+            model, split, runner, options.recipe, budget, progress, load_for(options)
         )
     target, remark = target_for(runner, options)
     int8, report = ladder.quantize(model, split, target, budget, progress)

@@ -11,6 +11,7 @@ from repzoo.artifact import Artifact
 from repzoo.data.dataset import QuantizationSplit
 from repzoo.engines import DEFAULT_ENGINE, Engine
 from repzoo.measure.host import host
+from repzoo.measure.race_result import Load
 from repzoo.progress import Progress
 from repzoo.quant.baselines import registry as baselines
 from repzoo.quant.network.host_arithmetic import adapt_to_host
@@ -145,6 +146,14 @@ def target_for(runner: Engine, options: QuantizeOptions) -> tuple[ladder.Target,
         search_seconds=options.search,
         new_search=options.new_search,
         finetune_epochs=options.finetune_epochs,
-        clients=int(host()["affinity"]) if options.objective == "throughput" else 1,
+        load=load_for(options),
     )
     return target, remark
+
+
+def load_for(options: QuantizeOptions) -> Load:
+    """How sessions are used while they are timed."""
+    clients = 1
+    if options.objective == "throughput":
+        clients = max(1, int(host()["affinity"]) // options.threads)
+    return Load(options.threads, clients)

@@ -26,7 +26,8 @@ from repzoo.engines import engine
 from repzoo.engines.onnxruntime import OnnxRuntime
 from repzoo.errors import GateError, InputError
 from repzoo.measure import latency, record
-from repzoo.measure.race_result import RaceEntry
+from repzoo.measure.host import host
+from repzoo.measure.race_result import Load, RaceEntry
 from repzoo.measure.results import LatencyRatio, PairedAccuracy, QuantizeSummary
 from repzoo.quant.network.placement import PlacementSpace
 from repzoo.quant.network.scheme import load_scheme
@@ -35,7 +36,7 @@ from repzoo.quant.search.engine_race import Contest, choose
 from repzoo.quant.search.gate import Refusal
 from repzoo.quant.search.ladder import Target
 from repzoo.quant.search.verdict import Budget
-from repzoo.verbs import quantize_model, quantize_targets
+from repzoo.verbs import QuantizeOptions, quantize_model, quantize_targets
 
 Ratios = dict[tuple[str, str], float]
 
@@ -303,6 +304,56 @@ def test_auto_writes_the_float_model_and_says_so(
         Artifact.read(frontier / name)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"search": 0.0},
+        {"search": 0.0, "engine": "onnxruntime"},
+        {"precision": "fp16"},
+        {"recipe": "ort-static"},
+    ],
+)
+@pytest.mark.usefixtures("races")
+def test_sessions_that_are_timed_have_as_many_threads_as_asked_for(
+    settings: dict[str, Any], small_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize_model, "host", lambda: {**host(), "affinity": 2})
+    loads: list[tuple[int, int]] = []
+
+    def opened(*arguments: Any, **options: Any) -> latency.Case:
+        case = original(*arguments, **options)
+        loads.append((case.threads, case.streams))
+        return case
+
+    original = latency.case
+    monkeypatch.setattr(latency, "case", opened)
+    options = {"images": 32, "threads": 2, "force": True, **settings}
+    made = verbs.quantize(small_file, "digits", **options)
+    assert loads
+    assert set(loads) == {(2, 1)}
+    assert made.report is not None
+    race = made.report.record.values.race
+    assert (race is not None) == ("engine" not in settings and "search" in settings)
+    if race is not None:
+        assert race.load == Load(threads=2)
+    ratio = made.report.chosen.ratio
+    assert ratio is not None
+    assert ratio.setting.threads == 2
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "clients"), [(1, 1, 1), (4, 1, 4), (4, 2, 2), (6, 4, 1)]
+)
+def test_clients_keep_all_cores_busy_where_throughput_counts(
+    cores: int, threads: int, clients: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize_targets, "host", lambda: {"affinity": cores})
+    options = QuantizeOptions(objective="throughput", threads=threads)
+    assert quantize_targets.load_for(options) == Load(threads, clients)
+    options = QuantizeOptions(threads=threads)
+    assert quantize_targets.load_for(options) == Load(threads, 1)
+
+
 @pytest.mark.usefixtures("races")
 def test_an_engine_that_is_named_gets_int8_by_any_objective(
     made_up: Ratios, small_file: Path
@@ -335,6 +386,9 @@ def test_an_engine_that_is_named_gets_int8_by_any_objective(
             ("--objective", "throughput", "--scheme", "rdk-x5"),
             "leave out objective (--objective)",
         ),
+        (("--threads", "2", "--scheme", "rdk-x5"), "leave out threads (--threads)"),
+        (("--threads", "4096"), "give at most"),
+        (("--threads", "0"), "--threads"),
         (("--pareto", "p", "--precision", "fp16"), "pareto (--pareto) is a setting"),
         (("--objective", "size", "--recipe", "ort-static"), "leave out pareto and"),
         (("--pareto", "full"), "is not empty"),

@@ -57,7 +57,7 @@ def test_the_table_and_the_chart_show_all_points() -> None:
     marked = mark_frontier(POINTS)
     text = table(marked, RACE)
     frontier, others = text.split("Not on the frontier:")
-    assert "with 4 clients at once" in frontier
+    assert "with 4 clients" in frontier
     for name in ("float", "small", "fast", "twin"):
         assert f"| `{name}` |" in frontier
     assert "6.00" in others

@@ -17,6 +17,7 @@ from repzoo.artifact import Artifact
 from repzoo.engines import engine
 from repzoo.graph.tools.skeleton import sha256_of_structure
 from repzoo.measure import system_noise
+from repzoo.measure.race_result import Load
 from repzoo.protobuf_stream import clone
 from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.search import kept_search, ladder, placement_search
@@ -197,13 +198,14 @@ def test_whatever_else_differs_is_another_structure(
     assert sha256_of_structure(model) != sha256_of_structure(small().model)
 
 
-def test_schemes_engines_and_clients_have_searches_of_their_own() -> None:
+def test_schemes_engines_clients_and_threads_have_searches_of_their_own() -> None:
     first = evaluator()
     key = kept_search.circumstances(first)
     assert kept_search.path_of(key) == kept_file(evaluator())
     assert kept_file(evaluator(scheme="per-tensor")) != kept_file(first)
-    first.gate.clients = 2
-    assert kept_file(first) != kept_search.path_of(key)
+    for load in (Load(clients=2), Load(threads=2)):
+        first.gate.load = load
+        assert kept_file(first) != kept_search.path_of(key)
     for name in ("engine", "host", "inputs"):
         assert kept_search.path_of({**key, name: []}) != kept_search.path_of(key)
 

@@ -63,11 +63,13 @@ class Refusing(OnnxRuntime):
         self._profiles = profiles
         self.refused = 0
 
-    def profiler(self, model: onnx.ModelProto, inputs: Array) -> OnnxRuntimeProfiler:
+    def profiler(
+        self, model: onnx.ModelProto, inputs: Array, threads: int = 1
+    ) -> OnnxRuntimeProfiler:
         if not self._profiles:
             raise InputError("no profiles here")
         self._check(model)
-        return super().profiler(model, inputs)
+        return super().profiler(model, inputs, threads)
 
     def open(
         self,

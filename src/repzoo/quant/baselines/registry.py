@@ -21,6 +21,7 @@ from repzoo.data.dataset import Dataset, QuantizationSplit
 from repzoo.engines import Array, Engine
 from repzoo.errors import InputError
 from repzoo.measure import accuracy
+from repzoo.measure.race_result import ALONE, Load
 from repzoo.plugins import Plugin, PluginTable, unknown
 from repzoo.progress import Progress, silent
 from repzoo.protobuf_stream import clone
@@ -156,6 +157,7 @@ def quantize(
     name: str,
     budget: Budget,
     progress: Progress = silent,
+    load: Load = ALONE,
 ) -> tuple[Artifact, QuantReport]:
     """As `ladder.quantize`, by the quantizer called `name`.
 
@@ -177,6 +179,7 @@ def quantize(
     model = quantizer(task)
     report.check(split.calibration.name, len(split.calibration))
     gate = Gate(artifact, split.gate, engine, budget, progress)
+    gate.load = load
     quantized = artifact.then(model, Step("quantize", __version__))
     measured, paired = gate.measure(name, quantized)
     settings = {"calibration_images": len(split.calibration), **asdict(budget)}

@@ -32,7 +32,7 @@ from repzoo.engines.probe import probe
 from repzoo.errors import InputError
 from repzoo.measure import latency
 from repzoo.measure.predictions import ModelPredictions
-from repzoo.measure.race_result import Objective, RaceEntry, RaceSummary
+from repzoo.measure.race_result import Load, Objective, RaceEntry, RaceSummary
 from repzoo.measure.record import Record
 from repzoo.measure.results import Latency, LatencyRatio, PairedAccuracy
 from repzoo.progress import Progress, silent
@@ -65,9 +65,9 @@ class Contest:
     hands_out_float: bool = True
 
     @property
-    def clients(self) -> int:
-        """Threads that call a session at once."""
-        return self.targets[0].clients
+    def load(self) -> Load:
+        """How sessions are used while they are timed."""
+        return self.targets[0].load
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,8 @@ def quantize(
     winner, reason = choose(entries, contest.objective, contest.hands_out_float)
     race = RaceSummary(
         objective=contest.objective,
-        clients=contest.clients,
+        threads=contest.load.threads,
+        clients=contest.load.clients,
         entries=tuple(entries),
         winner=winner,
         reason=reason,
@@ -314,7 +315,10 @@ def _race(
             continue
         try:
             cases[index] = latency.case(
-                entrant.artifact, entrant.engine, contest.clients
+                entrant.artifact,
+                entrant.engine,
+                contest.load.clients,
+                contest.load.threads,
             )
         except InputError as error:
             leave_out(index, error)
@@ -431,7 +435,11 @@ def _conclude(
         best.report.record.values,
         race=race,
         operators=operator_times(
-            best.engine, artifact, best.artifact, profiles.get(best.engine.name)
+            best.engine,
+            artifact,
+            best.artifact,
+            contest.load.threads,
+            profiles.get(best.engine.name),
         ),
         seconds=round(time.perf_counter() - started, 1),
     )
@@ -442,6 +450,7 @@ def _conclude(
     settings = {
         "engine": race.chosen.engine,
         "objective": race.objective,
+        "threads": race.threads,
         "clients": race.clients,
     }
     chosen = artifact.then(artifact.model, Step("choose", __version__, settings))

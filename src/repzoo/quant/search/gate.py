@@ -26,6 +26,7 @@ from repzoo.engines import Engine
 from repzoo.errors import GateError, InputError
 from repzoo.measure import latency
 from repzoo.measure.accuracy import BATCH
+from repzoo.measure.race_result import ALONE
 from repzoo.measure.record import Record, full_identity_of, share_of
 from repzoo.measure.results import (
     LatencyRatio,
@@ -179,7 +180,7 @@ class Gate:
     ) -> None:
         """See FloatComparison; `precision` is what the models that it judges are called."""
         self.precision = precision
-        self.clients = 1  # threads that call a session at once while it is timed
+        self.load = ALONE
         self.artifact = artifact
         self.engine = engine
         self.budget = budget
@@ -192,7 +193,7 @@ class Gate:
         return BENCH_SECONDS / 2
 
     def open_cases(self, models: Sequence[Artifact]) -> list[latency.Case]:
-        """Each of `models`, ready to be timed; each client has one thread.
+        """Each of `models`, ready to be timed under `load`.
 
         OpenVINO compiles a model in a second of one core, longer than it is timed. So all cores
         open sessions.
@@ -208,7 +209,9 @@ class Gate:
 
         def opened(model: Artifact) -> latency.Case | InputError:
             try:
-                return latency.case(model, self.engine, self.clients)
+                return latency.case(
+                    model, self.engine, self.load.clients, self.load.threads
+                )
             except InputError as error:
                 return error.with_traceback(None)  # it would keep the model
 

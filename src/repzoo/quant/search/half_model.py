@@ -46,6 +46,7 @@ from repzoo.graph.tools.half_precision import (
 )
 from repzoo.measure.expected_drop import Margins
 from repzoo.measure.predictions import ModelPredictions
+from repzoo.measure.race_result import ALONE, Load
 from repzoo.measure.record import Record
 from repzoo.measure.results import HalfSummary, LatencyRatio, PairedAccuracy
 from repzoo.progress import Progress, silent
@@ -192,10 +193,12 @@ def quantize(
     precision: str,
     budget: Budget,
     progress: Progress = silent,
+    load: Load = ALONE,
 ) -> tuple[Artifact, QuantReport]:
     """The folded float `artifact` in half precision, with the report.
 
     precision  fp16 or bf16
+    load       how sessions are used while they are timed
 
     Raises:
         InputError: not a folded float model, images that cannot be used, or an engine that cannot
@@ -208,6 +211,7 @@ def quantize(
         _require_bfloat16(runner)
     started = time.perf_counter()
     gate = Gate(artifact, split.gate, runner, budget, progress, precision.upper())
+    gate.load = load
     measured = measure(artifact, split.calibration, runner, progress, half)
     calibrated = time.perf_counter()
     ladder = _Ladder(gate, split, measured, half)

@@ -1,9 +1,9 @@
 """Placement searches that are kept, so that the same graph is not searched twice.
 
-What runs fastest depends on the graph, the scheme, the engine and the kind of host, and not on the
-values of weights. So a model that is trained once more, or judged on other images, needs no new
-search. Each search has a file in the folder `placements` of the cache (storage.cache_folder).
-Deleting one costs another search and nothing else.
+What runs fastest depends on the graph, the scheme, the engine, the threads and the kind of host,
+and not on the values of weights. So a model that is trained once more, or judged on other images,
+needs no new search. Each search has a file in the folder `placements` of the cache
+(storage.cache_folder). Deleting one costs another search and nothing else.
 
 A file is no proof: its nodes must be in the graph, and its placements are timed again.
 """
@@ -117,7 +117,7 @@ def circumstances(evaluator: Evaluator) -> dict[str, Any]:
         "inputs": [list(array.shape) for array in arrays],
         "scheme": asdict(builder.scheme),
         "engine": [gate.engine.name, gate.engine.version()],
-        "clients": gate.clients,
+        "load": asdict(gate.load),
         "host": {name: facts[name] for name in HOST_FACTS},
     }
 

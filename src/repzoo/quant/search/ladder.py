@@ -39,13 +39,13 @@ from typing import Any
 import numpy as np
 import onnx
 
-from repzoo import engines
 from repzoo.artifact import Artifact
 from repzoo.data.dataset import Dataset, QuantizationSplit
-from repzoo.engines import DEFAULT_ENGINE, Engine
+from repzoo.engines import Engine
 from repzoo.engines.executed import ExecutedOperator
 from repzoo.errors import InputError
 from repzoo.measure.predictions import ModelPredictions
+from repzoo.measure.race_result import ALONE, Load
 from repzoo.measure.results import OperatorTime
 from repzoo.progress import Progress, silent
 from repzoo.quant.network.placement import Placement, PlacementSpace
@@ -97,7 +97,7 @@ class Target:
     search_seconds   after which the placement search tries no further change; it ends before
                      where nothing gains, and after as long as calibration took
     finetune_epochs  epochs of distillation where no correction is enough; needs torch
-    clients          threads that call a session at once while it is timed
+    load             how sessions are used while they are timed
     placement        which nodes run in INT8. fastest: those that make the model fastest on
                      `engine`, by timing. layers: all convolutions and linear layers. everything:
                      also all other operators that the scheme knows in INT8
@@ -112,7 +112,7 @@ class Target:
     finetune_epochs: int = 0
     placement: PlacementChoice = "fastest"
     may_fall_back: bool = False
-    clients: int = 1
+    load: Load = ALONE
     new_search: bool = False
 
 
@@ -171,7 +171,7 @@ def quantize(
     sharing = sharing or Sharing()
     started = time.perf_counter()
     gate = Gate(artifact, split.gate, target.engine, budget, progress)
-    gate.clients = target.clients
+    gate.load = target.load
     evaluator, remarks = calibrate(gate, split, target, sharing.calibration)
     evaluator.keep = sharing.keep
     comparisons = (evaluator.comparison, gate.comparison)
@@ -253,7 +253,9 @@ def _operator_times(
     if evaluator.builder.scheme.runs_on_board:
         return None
     gate = evaluator.gate
-    return operator_times(gate.engine, gate.artifact, best.artifact, profile)
+    return operator_times(
+        gate.engine, gate.artifact, best.artifact, gate.load.threads, profile
+    )
 
 
 def _step_settings(
@@ -311,9 +313,6 @@ def share_calibration(
 ) -> SharedCalibration:
     """The statistics of the float `artifact` for all that any of `schemes` quantizes.
 
-    ONNX Runtime computes them, the default engine, which returns the activations of a whole
-    network fastest; `engine` where that is ONNX Runtime with an option.
-
     Raises:
         InputError: see `calibrate`.
     """
@@ -328,8 +327,6 @@ def share_calibration(
         if form is not model:
             observed = form  # it has all tensors of `model` and more
     free_memory()
-    if engine.name.partition(":")[0] != DEFAULT_ENGINE:
-        engine = engines.engine(DEFAULT_ENGINE)
     calibrator = Calibrator(artifact, engine, progress)
     calibration = calibrator.calibrate(observed, images, starts)
     free_memory()

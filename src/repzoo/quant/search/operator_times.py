@@ -20,9 +20,10 @@ def operator_times(
     engine: Engine,
     float_model: Artifact,
     int8_model: Artifact,
+    threads: int = 1,
     known: Sequence[ExecutedOperator] | None = None,
 ) -> tuple[OperatorTime, ...] | None:
-    """Of both models on one thread, each from the longest to the shortest.
+    """Of both models in a session of `threads`, each from the longest to the shortest.
 
     None where the engine has no profiles.
 
@@ -33,17 +34,19 @@ def operator_times(
     for form, artifact in (("float", float_model), ("int8", int8_model)):
         operators = known if form == "int8" else None
         if operators is None:
-            operators = _profile(engine, artifact)
+            operators = _profile(engine, artifact, threads)
         if operators is None:
             return None
         times.extend(_listed(form, operators))
     return tuple(times)
 
 
-def _profile(engine: Engine, artifact: Artifact) -> list[ExecutedOperator] | None:
+def _profile(
+    engine: Engine, artifact: Artifact, threads: int
+) -> list[ExecutedOperator] | None:
     try:
         inputs = latency.inputs_for(artifact)
-        profiler = engines.profiler(engine, artifact.model, inputs)
+        profiler = engines.profiler(engine, artifact.model, inputs, threads)
         return None if profiler is None else profiler.run(RUNS)
     except InputError:
         return None  # a report is worth having without it

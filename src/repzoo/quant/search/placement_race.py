@@ -99,7 +99,9 @@ class PlacementRace:
             model = self._model
             if placement is not None:
                 model = self._write_all([placement])[0].model
-            return engines.profiler(self._gate.engine, model, inputs)
+            return engines.profiler(
+                self._gate.engine, model, inputs, self._gate.load.threads
+            )
 
         profiles: list[list[ExecutedOperator] | None] = []
         for profiler in list(map_in_order(open_profiler, placements)):
