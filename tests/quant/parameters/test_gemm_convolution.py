@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +18,7 @@ from repzoo.measure.stats import Interval
 from repzoo.quant.network.placement import PlacementSpace
 from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.parameters.gemm_convolution import (
-    has_gemm,
+    has_large_gemm,
     layer_of,
     with_gemm_convolutions,
 )
@@ -85,8 +86,20 @@ def test_openvino_runs_a_convolution_in_place_of_its_matrix_product() -> None:
 
 def test_a_gemm_in_float_stays() -> None:
     model = network(GEMMS["no bias"], int8=False)
-    assert has_gemm(model)
     assert with_gemm_convolutions(model) is model
+
+
+@pytest.mark.parametrize(("others", "expected"), [(0, True), (80, True), (120, False)])
+def test_a_gemm_is_large_with_a_tenth_of_all_weights(
+    others: int, expected: bool
+) -> None:
+    model = network(GEMMS["no bias"], int8=False)
+    sizes = {item.name: math.prod(item.dims) for item in model.graph.initializer}
+    (gemm,) = (node for node in model.graph.node if node.op_type == "Gemm")
+    rest = sum(sizes.values()) - sizes[gemm.input[1]]
+    more = np.zeros(max(0, sizes[gemm.input[1]] * others // 10 - rest), np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(more, "more"))
+    assert has_large_gemm(model) == expected
 
 
 def test_profiles_know_the_convolution_by_the_name_of_its_gemm() -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from repzoo.artifact import Artifact
 from repzoo.data.dataset import Dataset
+from repzoo.errors import InputError
 from repzoo.graph.tools.pieces import trim_heap
 from repzoo.measure.record import Record
 from repzoo.measure.results import PairedAccuracy
@@ -112,9 +113,11 @@ class Evaluator:
         build = self._build(stage, placement, origin)
         ratio = None
         if not self.builder.scheme.runs_on_board:
-            ratio = self.gate.try_against_float(build.artifact)
-            if ratio is None:
+            seconds = self.gate.candidate_seconds
+            (timed,) = self.gate.try_against_float([build.artifact], seconds)
+            if isinstance(timed, InputError):
                 return None
+            ratio = timed
         return self._measure(build, TimedPlacement(placement, ratio), label, started)
 
     def finetune(

@@ -192,20 +192,12 @@ class Gate:
         """Seconds of timing for each candidate of the ladder, which tries several."""
         return BENCH_SECONDS / 2
 
-    def open_cases(self, models: Sequence[Artifact]) -> list[latency.Case]:
-        """Each of `models`, ready to be timed under `load`.
+    def try_cases(self, models: Sequence[Artifact]) -> list[latency.Case | InputError]:
+        """Each of `models`, ready to be timed under `load`, or why the engine refuses it.
 
         OpenVINO compiles a model in a second of one core, longer than it is timed. So all cores
         open sessions.
         """
-        opened = self.try_cases(models)
-        for case in opened:
-            if isinstance(case, InputError):
-                raise case
-        return [case for case in opened if isinstance(case, latency.Case)]
-
-    def try_cases(self, models: Sequence[Artifact]) -> list[latency.Case | InputError]:
-        """As `open_cases`, with the complaint of the engine about each model that it refuses."""
 
         def opened(model: Artifact) -> latency.Case | InputError:
             try:
@@ -217,35 +209,37 @@ class Gate:
 
         return list(map_in_order(opened, models))
 
-    def time_against_float(
+    def try_against_float(
         self, models: Sequence[Artifact], seconds: float
-    ) -> list[LatencyRatio]:
-        """The latency of each model over that of the float model.
+    ) -> list[LatencyRatio | InputError]:
+        """The latency of each model over that of the float model, or why the engine refuses it.
 
         seconds  of timing for each model. Sessions are opened anew as often as these allow.
+
+        Raises:
+            InputError: the engine refuses the float model.
         """
-        float_case, *cases = self.open_cases([self.artifact, *models])
-        return self.ratios_to_float(cases, float_case, seconds)
-
-    def try_against_float(self, model: Artifact) -> LatencyRatio | None:
-        """As `time_against_float`, of one model; None where the engine refuses it."""
-        (float_case,) = self.open_cases([self.artifact])
-        (case,) = self.try_cases([model])
-        if isinstance(case, InputError):
-            return None
-        return self.ratios_to_float([case], float_case, self.candidate_seconds)[0]
-
-    def ratios_to_float(
-        self, cases: Sequence[latency.Case], float_case: latency.Case, seconds: float
-    ) -> list[LatencyRatio]:
-        """As `time_against_float`, of what was opened."""
-        # It opens sessions anew in between: two sessions of one file can differ by 4 %.
-        latency.time_for_ratios([float_case, *cases], seconds, self.progress)
-        return [latency.ratio(case, float_case).values for case in cases]
+        float_case, *opened = self.try_cases([self.artifact, *models])
+        if isinstance(float_case, InputError):
+            raise float_case
+        cases = [case for case in opened if isinstance(case, latency.Case)]
+        if cases:
+            # It opens sessions anew in between: two sessions of one file can differ by 4 %.
+            latency.time_for_ratios([float_case, *cases], seconds, self.progress)
+        results: list[LatencyRatio | InputError] = []
+        for item in opened:
+            if isinstance(item, InputError):
+                results.append(item)
+            else:
+                results.append(latency.ratio(item, float_case).values)
+        return results
 
     def time_once(self, model: Artifact) -> LatencyRatio:
         """The latency of `model`, which no search timed, over that of the float model."""
-        return self.time_against_float([model], BENCH_SECONDS)[0]
+        (result,) = self.try_against_float([model], BENCH_SECONDS)
+        if isinstance(result, InputError):
+            raise result
+        return result
 
     def judge(
         self,

@@ -17,7 +17,7 @@ from repzoo.errors import InputError
 from repzoo.measure import system_noise as noise
 from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters.gelu_polynomial import LARGEST_ERROR, has_gelu
-from repzoo.quant.parameters.gemm_convolution import has_gemm
+from repzoo.quant.parameters.gemm_convolution import has_large_gemm
 from repzoo.quant.search import kept_search, placement_search
 from repzoo.quant.search.evaluator import Evaluator, free_memory
 from repzoo.quant.search.kept_search import KeptSearch
@@ -43,7 +43,7 @@ class Form:
 # By the setting of a scheme that asks for it; see `compute.in_form`.
 FORMS = {
     "gelu_polynomial": Form(has_gelu, is_exact=False),
-    "gemm_convolution": Form(has_gemm, is_exact=True),
+    "gemm_convolution": Form(has_large_gemm, is_exact=True),
 }
 
 

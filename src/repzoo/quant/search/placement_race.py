@@ -122,12 +122,16 @@ class PlacementRace:
         Raises:
             InputError: the engine refuses the float model.
         """
-        (float_case,) = self._gate.open_cases([self._gate.artifact])
-        cases = self._open(placements)
-        live = list(cases.values())
-        ratios = self._gate.ratios_to_float(live, float_case, seconds) if live else []
-        found = dict(zip(cases, ratios, strict=True))
-        return [found.get(placement) for placement in placements]
+        artifacts = self._write_all(placements)
+        results = self._gate.try_against_float(artifacts, seconds)
+        ratios: list[LatencyRatio | None] = []
+        for placement, result in zip(placements, results, strict=True):
+            if isinstance(result, InputError):
+                self._refusals[placement] = result
+                ratios.append(None)
+            else:
+                ratios.append(result)
+        return ratios
 
     def ratios_to(
         self, base: Placement, placements: Sequence[Placement], openings: int = 1
