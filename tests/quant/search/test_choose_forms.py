@@ -17,7 +17,7 @@ from repzoo.quant.search import placement_choice
 OPENVINO = load_scheme("openvino-cpu")
 BOARD = replace(OPENVINO, engine="")
 GELU = "output = Gelu (data)"
-GEMM = "output = Gemm (data, data)"
+GEMM = "output = Gemm (data, weights)"
 NEITHER = "output = Relu (data)"
 
 
@@ -25,7 +25,8 @@ def chosen(scheme: QuantScheme, body: str, ratio: Interval, patch: Any) -> set[s
     """The forms that are kept for a network of one node, all of them raced with this result."""
     model = onnx.parser.parse_model(
         f"""<ir_version: 9, opset_import: ["" : 20]>
-        g (float[4, 4] data) => (float[4, 4] output) {{ {body} }}"""
+        g (float[1, 2] data) => (float[1, 2] output)
+        <float[2, 2] weights = {{1, 2, 3, 4}}> {{ {body} }}"""
     )
 
     def form_ratios(_: Any, forms: Sequence[QuantScheme]) -> list[Interval]:
