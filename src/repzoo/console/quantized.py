@@ -80,6 +80,8 @@ def quantized(report: QuantReport, path: Path) -> View:
 def _race_lines(race: RaceSummary) -> list[Any]:
     """The race, and why INT8 won; why float did is a remark."""
     lines: list[Any] = [_race_table(race)]
+    if str(race.load):
+        lines.append(f"timed with {race.load}")
     if race.chosen.form == "int8":
         lines.append(race.reason)
     return lines
@@ -87,9 +89,8 @@ def _race_lines(race: RaceSummary) -> list[Any]:
 
 def _race_table(race: RaceSummary) -> Table:
     """A row for each engine and form; of the one that won, that it did."""
-    load = str(race.load)
     table = make_table(
-        f"race, {load}" if load else "race",
+        "race",
         "form",
         ">ms",
         ">FPS",
