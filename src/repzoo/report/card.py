@@ -262,12 +262,11 @@ def render(
 
 def latency_heading(setting: Setting, words: Mapping[str, Any]) -> str:
     """The heading of a latency, by the threads that work at once. `words` of one language."""
-    if setting.threads > 1 and setting.streams > 1:
-        text: str = words["latency_clients"]
-        return text.format(clients=setting.streams, threads=setting.threads)
-    several = max(setting.threads, setting.streams)
-    heading: str = words["latencyn" if several > 1 else "latency1"]
-    return heading.format(n=several)
+    clients, threads = setting.streams, setting.threads
+    if clients > 1 and threads > 1:
+        return str(words["latency_clients"]).format(clients=clients, threads=threads)
+    name = "latency1" if clients == threads == 1 else "latencyn"
+    return str(words[name]).format(n=max(clients, threads))
 
 
 def summary(records: Sequence[Record[Any]]) -> CardFacts:

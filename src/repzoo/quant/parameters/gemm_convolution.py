@@ -20,8 +20,8 @@ from repzoo.graph.tools.onnx_edit import add_initializer, tensor_names
 from repzoo.protobuf_stream import clone
 from repzoo.quant.network.graph_view import integer_attribute
 
-# Of all weights, in Gemms. Less makes no difference that a race could tell, and opening a model
-# once more for it takes OpenVINO seconds.
+# Of all weights, in Gemms. With less there is little to gain (assumed, not measured), and opening a
+# model once more to see takes OpenVINO seconds.
 LARGE_SHARE = 0.1
 PIXEL = "_pixel"  # behind the name of a Gemm's output: what its convolution writes
 
