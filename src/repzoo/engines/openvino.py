@@ -42,6 +42,11 @@ from repzoo.privacy import unreported
 with unreported():
     import openvino as ov
 
+# The bindings look up NumPy's types at their first call. Two threads that do so at once wait for
+# each other forever (OpenVINO 2026.4.1: each holds what the other needs, Python's lock or theirs),
+# so it is done here, where modules are imported one at a time.
+ov.Type.f32.to_dtype()
+
 COUNTERS = {"PERF_COUNT": True}  # times each operator
 
 
