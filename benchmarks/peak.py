@@ -35,7 +35,7 @@ from repzoo.artifact import Artifact
 from repzoo.engines import Array
 from repzoo.measure.host import host
 from repzoo.measure.latency_case import Case
-from repzoo.quant.network.host_arithmetic import EXACT_FLAGS
+from repzoo.processor import EXACT_FEATURES
 
 ADDS = 64  # in one turn of the loop
 ACCUMULATORS = 12  # independent sums: more than latency x units of any processor needs
@@ -142,7 +142,7 @@ def measure() -> Peak | None:
 
 def has_vnni() -> bool:
     """Whether this host adds 8-bit products in 32 bits."""
-    return not EXACT_FLAGS.isdisjoint(host()["int8"])
+    return not EXACT_FEATURES.isdisjoint(host()["int8"])
 
 
 def loop(before: bytes, body: bytes) -> bytes:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from repzoo.cores import available_cores
+from repzoo.processor import available_cores
 
 # Without what engines/openvino.py does at its import, one process in four waits forever.
 PROCESSES = 8

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from repzoo.measure import host
+from repzoo.processor import INT8_FEATURES
 
 
 def test_the_facts_are_json_and_agree_with_the_system() -> None:
@@ -19,7 +20,7 @@ def test_the_facts_are_json_and_agree_with_the_system() -> None:
     assert facts["cores"] == os.cpu_count()
     assert facts["python"] == platform.python_version()
     assert facts["cpu"]
-    assert set(facts["int8"]) <= set(host.INT8_FLAGS)
+    assert set(facts["int8"]) <= set(INT8_FEATURES)
 
 
 @pytest.mark.skipif(
@@ -27,7 +28,7 @@ def test_the_facts_are_json_and_agree_with_the_system() -> None:
 )
 def test_every_int8_flag_of_the_cpu_is_reported() -> None:
     words = set(Path("/proc/cpuinfo").read_text().split())
-    assert set(host.host()["int8"]) == words & set(host.INT8_FLAGS)
+    assert set(host.host()["int8"]) == words & set(INT8_FEATURES)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="affinity is Linux's")

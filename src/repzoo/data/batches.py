@@ -16,11 +16,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from repzoo.artifact import Preprocess
-from repzoo.cores import available_cores
 from repzoo.data.dataset import Dataset, UnreadableImage
 from repzoo.data.image_file import file_mode, has_orientation
 from repzoo.data.preprocess import Tensor, model_input, resized_and_cropped
 from repzoo.errors import InputError
+from repzoo.processor import available_cores
 from repzoo.progress import Progress, silent, tracked
 from repzoo.remark import Remark
 

@@ -30,7 +30,6 @@ from typing import Any
 import numpy as np
 import onnx
 
-from repzoo.cores import available_cores
 from repzoo.engines import Array, Feeds
 from repzoo.engines.executed import LabeledModel
 from repzoo.engines.openvino_compiled import CompiledModels
@@ -38,6 +37,7 @@ from repzoo.engines.openvino_profile import OpenVinoProfiler
 from repzoo.engines.signature import Signature, require_one_input, signature_of
 from repzoo.errors import InputError
 from repzoo.privacy import unreported
+from repzoo.processor import available_cores
 
 with unreported():
     import openvino as ov

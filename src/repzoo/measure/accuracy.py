@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 
 from repzoo.artifact import Artifact, Preprocess
-from repzoo.cores import available_cores
 from repzoo.data.batches import (
     Batch,
     ReadImage,
@@ -54,6 +53,7 @@ from repzoo.measure.predictions import (
 )
 from repzoo.measure.record import identity_of
 from repzoo.onnx_file import fixed_batch
+from repzoo.processor import available_cores
 from repzoo.progress import Progress, silent
 from repzoo.storage import sha256_of
 

@@ -11,21 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from repzoo import __version__
+from repzoo import __version__, processor
 from repzoo.remark import Remark
-
-# CPU features that INT8 kernels are chosen by, in the names of /proc/cpuinfo (x86, then Arm).
-INT8_FLAGS = (
-    "avx2",
-    "avx512f",
-    "avx512bw",
-    "avx_vnni",
-    "avx512_vnni",
-    "amx_int8",
-    "asimddp",
-    "i8mm",
-    "sve",
-)
 
 # Environment variables that overrule a session's number of threads, or move its threads.
 THREAD_SETTINGS = (
@@ -47,10 +34,8 @@ def host() -> dict[str, Any]:
     cpus      which CPUs; empty where the system does not say
     threads   environment variables that overrule a session's threads
     """
-    info = _cpuinfo()
-    # x86 first, then Arm, which names its fields otherwise.
-    flags = set((info.get("flags") or info.get("Features") or "").split())
-    name = info.get("model name") or info.get("Model")
+    info = processor.cpuinfo()
+    name = info.get("model name") or info.get("Model")  # x86, Arm
     cores = os.cpu_count() or 1
     cpus = _usable_cpus()
     governor = _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
@@ -61,7 +46,7 @@ def host() -> dict[str, Any]:
     return {
         "cpu": name or platform.processor() or platform.machine(),
         "machine": platform.machine(),
-        "int8": [flag for flag in INT8_FLAGS if flag in flags],
+        "int8": processor.int8_features(),
         "cores": cores,
         "affinity": len(cpus) or cores,
         "cpus": cpus,
@@ -149,15 +134,6 @@ def _usable_cpus() -> list[int]:
     if not hasattr(os, "sched_getaffinity"):
         return []
     return sorted(os.sched_getaffinity(0))
-
-
-def _cpuinfo() -> dict[str, str]:
-    """The fields of the first processor in /proc/cpuinfo."""
-    fields: dict[str, str] = {}
-    for line in _read("/proc/cpuinfo").splitlines():
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip(), value.strip())
-    return fields
 
 
 def _read(path: str) -> str:

@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from repzoo import engines
 from repzoo.artifact import Artifact
-from repzoo.cores import available_cores
 from repzoo.data.batches import ReadReport, batches, map_in_order
 from repzoo.data.dataset import Dataset
 from repzoo.engines import DEFAULT_ENGINE
@@ -26,6 +25,7 @@ from repzoo.measure.accuracy import logits_of, open_run
 from repzoo.measure.expected_drop import snr_db
 from repzoo.packs.compile import compiler_of, quantize_pack
 from repzoo.packs.pack import TARGETS, PackJob, PackTarget, open_target, write_pack
+from repzoo.processor import available_cores
 from repzoo.progress import Progress
 from repzoo.quant.search.tool_judge import ToolFigures
 

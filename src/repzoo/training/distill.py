@@ -15,9 +15,9 @@ from timm.task import DistillationTeacher, LogitDistillationTask, TokenDistillat
 from torch.nn.functional import cross_entropy, interpolate
 
 from repzoo.artifact import Artifact, Preprocess
-from repzoo.cores import available_cores
 from repzoo.engines import DEFAULT_ENGINE, engine
 from repzoo.errors import InputError
+from repzoo.processor import available_cores
 from repzoo.training.recipe import Recipe
 
 

@@ -23,9 +23,9 @@ from timm.layers import convert_sync_batchnorm
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from repzoo.cores import available_cores
 from repzoo.errors import InputError
 from repzoo.measure.distributed import Group
+from repzoo.processor import available_cores
 
 
 class Crew:

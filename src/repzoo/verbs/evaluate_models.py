@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from repzoo import engines
 from repzoo.artifact import Artifact as StoredArtifact
-from repzoo.cores import available_cores
 from repzoo.data.batches import ReadReport
 from repzoo.data.dataset import Dataset
 from repzoo.engines import DEFAULT_ENGINE, Engine
@@ -33,6 +32,7 @@ from repzoo.measure.record import Record
 from repzoo.measure.results import Accuracy, PairedAccuracy
 from repzoo.measure.sentences import sentence
 from repzoo.packs.compile import read_compiled
+from repzoo.processor import available_cores
 from repzoo.progress import Progress, silent
 from repzoo.report import figures
 from repzoo.settings import above, merge_keywords, setting, validate

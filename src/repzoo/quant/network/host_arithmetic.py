@@ -18,12 +18,10 @@ from dataclasses import replace
 from typing import Any
 
 from repzoo.engines import Engine
+from repzoo.processor import sums_saturate
 from repzoo.quant.network.scheme import QuantScheme
 from repzoo.remark import Remark
 
-# Names in /proc/cpuinfo of instructions that add 8-bit products in 32 bits.
-EXACT_FLAGS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
-X86 = frozenset({"x86_64", "AMD64", "i686"})
 # Engines that saturate on hosts without these instructions, as repzoo runs them, and those that are
 # exact there but slower.
 SATURATING_ENGINES = frozenset({"openvino"})
@@ -59,4 +57,4 @@ def adapt_to_host(
 
 def saturates(facts: Mapping[str, Any]) -> bool:
     """Whether U8S8 kernels saturate on the host of `facts` (its `machine` and `int8` flags)."""
-    return facts["machine"] in X86 and EXACT_FLAGS.isdisjoint(facts["int8"])
+    return sums_saturate(facts["machine"], facts["int8"])
