@@ -48,7 +48,7 @@ from timm.models import reparameterize_model
 from benchmarks import models, peak, peer_files
 from benchmarks.peer_files import FLOAT, OWN_FLOAT, ModelFolder, own_int8
 from repzoo.data.batches import ReadReport
-from repzoo.engines import Engine, engine
+from repzoo.engines import Engine, arithmetic, engine
 from repzoo.engines.pytorch import PyTorchSession
 from repzoo.engines.signature import signature_of
 from repzoo.errors import InputError, RepzooError
@@ -372,7 +372,7 @@ def with_times(
         row,
         artifact=identity_of(case.artifact),
         values=values,
-        engine={**row.engine, "version": case.engine.version()},
+        engine={**row.engine, **arithmetic.facts(case.engine)},
         # The medians of rounds reproduce the ratios; every call would be a hundred times as much.
         samples={"round_median_us": case.medians_us(), "session": case.rounds_of},
         host={**row.host, **case.disturbed},

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from repzoo import processor
 from repzoo.measure import host
 from repzoo.processor import INT8_FEATURES
 
@@ -55,6 +56,7 @@ def test_a_system_without_these_files_and_calls_still_has_facts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(host, "_read", lambda _: "")
+    monkeypatch.setattr(processor, "cpuinfo", dict)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.delattr(os, "getloadavg", raising=False)
     host.host.cache_clear()

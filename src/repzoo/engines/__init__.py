@@ -71,6 +71,8 @@ class Engine(Protocol):
     with_default_precision()  the engine as others run it, where repzoo opens sessions with settings
                               that make sums of 8-bit products exact
     computes_bfloat16()       whether this machine has bfloat16 arithmetic that the engine uses
+    computes_float32_in()     the type that float32 models are computed in here, in sessions that
+                              are not exact: "float32", as by all without this method, or another
 
     profiler(model, inputs, threads)      a Profiler of `model`
     open_pack(path, preprocess, streams)  see PackEngine

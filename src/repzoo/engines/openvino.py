@@ -31,6 +31,7 @@ import numpy as np
 import onnx
 
 from repzoo.engines import Array, Feeds
+from repzoo.engines.arithmetic import FLOAT32
 from repzoo.engines.executed import LabeledModel
 from repzoo.engines.openvino_compiled import CompiledModels
 from repzoo.engines.openvino_profile import OpenVinoProfiler
@@ -47,6 +48,8 @@ with unreported():
 # so it is done here, where modules are imported one at a time.
 ov.Type.f32.to_dtype()
 
+# OpenVINO's names of the types that it may compute float32 models in.
+ARITHMETIC = {"f32": FLOAT32, "bf16": "bfloat16", "f16": "float16"}
 COUNTERS = {"PERF_COUNT": True}  # times each operator
 
 
@@ -71,6 +74,11 @@ class OpenVino:
         """See `engines.Engine`. Of CPUs, those with AVX512_BF16 or AMX."""
         listed = _core().get_property(self._device, "OPTIMIZATION_CAPABILITIES")
         return "BF16" in listed
+
+    def computes_float32_in(self) -> str:
+        """See `engines.Engine`: bfloat16 on CPUs with AMX."""
+        hint = _core().get_property(self._device, "INFERENCE_PRECISION_HINT")
+        return ARITHMETIC.get(hint.to_string(), FLOAT32)
 
     def open(
         self,

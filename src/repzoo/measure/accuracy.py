@@ -28,7 +28,7 @@ from repzoo.data.batches import (
     read_image,
 )
 from repzoo.data.dataset import GONE, Dataset, Stamp
-from repzoo.engines import Engine, Session
+from repzoo.engines import Engine, Session, arithmetic
 from repzoo.engines.batches import pad_batch
 from repzoo.errors import InputError, NotFinite
 from repzoo.graph.tools.head import Head, find_head
@@ -105,8 +105,7 @@ class EvaluationRun:
 
     def engine_facts(self) -> dict[str, str]:
         """What ran the model, for Records and journals."""
-        version = self.engine.version()
-        return {"name": self.engine.name, "version": version, **self.pack_facts()}
+        return {**arithmetic.facts(self.engine), **self.pack_facts()}
 
     def pack_facts(self) -> dict[str, str]:
         """The hashes of `compiled`, by name; none where it is None."""

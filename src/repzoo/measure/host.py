@@ -14,14 +14,17 @@ import numpy as np
 from repzoo import __version__, processor
 from repzoo.remark import Remark
 
-# Environment variables that overrule a session's number of threads, or move its threads.
-THREAD_SETTINGS = (
+ISA_LIMIT = "ONEDNN_MAX_CPU_ISA"
+# Environment variables that overrule a session's number of threads, move its threads, or keep
+# OpenVINO from instructions that the processor has.
+OVERRULING = (
     "OMP_NUM_THREADS",
     "OMP_PROC_BIND",
     "OMP_WAIT_POLICY",
     "KMP_AFFINITY",
     "GOMP_CPU_AFFINITY",
     "MKL_NUM_THREADS",
+    ISA_LIMIT,
 )
 
 
@@ -32,7 +35,7 @@ def host() -> dict[str, Any]:
     int8      the CPU's features that INT8 kernels are chosen by
     affinity  how many CPUs this process may use
     cpus      which CPUs; empty where the system does not say
-    threads   environment variables that overrule a session's threads
+    threads   environment variables that overrule how engines run
     """
     info = processor.cpuinfo()
     name = info.get("model name") or info.get("Model")  # x86, Arm
@@ -40,7 +43,7 @@ def host() -> dict[str, Any]:
     cpus = _usable_cpus()
     governor = _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     threads = {}
-    for variable in THREAD_SETTINGS:
+    for variable in OVERRULING:
         if variable in os.environ:
             threads[variable] = os.environ[variable]
     return {

@@ -37,6 +37,7 @@ from typing import Literal
 
 import numpy as np
 
+from repzoo.engines import arithmetic
 from repzoo.errors import InputError
 from repzoo.measure import stats
 from repzoo.measure import system_noise as noise
@@ -238,11 +239,9 @@ def ratio(first: Case, second: Case) -> Record[LatencyRatio]:
         rounds=len(first.rounds_us),
         openings=len(set(first.rounds_of)),
     )
-    second_engine = {"name": second.engine.name, "version": second.engine.version()}
     engine = {
-        "name": first.engine.name,
-        "version": first.engine.version(),
-        "second": second_engine,
+        **arithmetic.facts(first.engine),
+        "second": arithmetic.facts(second.engine),
     }
     artifact = {
         "first": identity_of(first.artifact),

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx
 
 from repzoo.artifact import Artifact
-from repzoo.engines import Array, Engine, Feeds, Session
+from repzoo.engines import Array, Engine, Feeds, Session, arithmetic
 from repzoo.errors import InputError
 from repzoo.measure import stats
 from repzoo.measure.host import host
@@ -104,11 +104,7 @@ class Case:
             steady=self.steady,
             spread=stats.spread(self.medians_us()),
         )
-        engine = {
-            "name": self.engine.name,
-            "version": self.engine.version(),
-            "threads": self.threads,
-        }
+        engine = {**arithmetic.facts(self.engine), "threads": self.threads}
         samples = [list(map(_compact, values_us)) for values_us in self.rounds_us]
         return Record(
             identity_of(self.artifact),

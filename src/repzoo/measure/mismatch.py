@@ -25,6 +25,7 @@ from repzoo.data.preprocess import (
     resized_and_cropped,
     resized_without_antialiasing,
 )
+from repzoo.engines import arithmetic
 from repzoo.measure.accuracy import EvaluationRun, logits_of
 from repzoo.measure.class_mapping import class_indices
 from repzoo.measure.journal import TOP
@@ -292,7 +293,7 @@ def predict(
             ModelPredictions(
                 identity={**identity_of(run.artifact), "prepared": name},
                 labels=run.artifact.labels,
-                engine={"name": run.engine.name, "version": run.engine.version()},
+                engine=arithmetic.facts(run.engine),
                 data=describe_images(dataset.name, readable.keys, unreadable),
                 keys=readable.keys,
                 targets=targets,

@@ -20,7 +20,7 @@ from itertools import product
 from typing import Any
 
 from repzoo.artifact import Artifact
-from repzoo.engines import Engine, engine
+from repzoo.engines import Engine, arithmetic, engine
 from repzoo.engines.probe import probe
 from repzoo.errors import InputError, MissingExtra
 from repzoo.measure import latency, stats
@@ -167,7 +167,9 @@ def run(
             raises it.
     """
     result = SweepResult()
-    pairs = list(product(_open_engines(engines, result), artifacts))
+    runners = _open_engines(engines, result)
+    result.remarks += arithmetic.remarks(runners)
+    pairs = list(product(runners, artifacts))
     may_lose_others = len(pairs) * len(wanted) > 1
     probes = _Probes()
     try:

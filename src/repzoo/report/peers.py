@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from repzoo.errors import InputError
+from repzoo.measure.host import ISA_LIMIT
 from repzoo.measure.peer_latency import PeerLatency
 from repzoo.measure.record import Record, select
 from repzoo.measure.results import LatencyRatio, Setting
@@ -42,6 +43,8 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "left_out": "Not timed:",
         "host": "{cpu}, {vnni}",
         "host_with_peak": "{cpu}, {vnni}, {clock:.1f} GHz, {macs:.0f} {unit} MACs a cycle",
+        "limited": "{vnni} only ({isa})",
+        "arithmetic": "{engine} computes float32 in {type} here, as its default sessions do.",
     },
     "zh": {
         "contender": "对象",
@@ -62,10 +65,12 @@ WORDS: Mapping[str, Mapping[str, str]] = {
         "left_out": "未计时：",
         "host": "{cpu}，{vnni}",
         "host_with_peak": "{cpu}，{vnni}，{clock:.1f} GHz，每周期 {macs:.0f} 次 {unit} 乘加",
+        "limited": "{vnni}（限于 {isa}）",
+        "arithmetic": "{engine} 在此以 {type} 计算 float32，其默认会话也是如此。",
     },
 }
 Row = Record[PeerLatency]
-Host = tuple[str, bool]  # processor, whether it has VNNI
+Host = tuple[str, bool, str]  # processor, whether it has VNNI, ISA_LIMIT
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,7 @@ def table(records: Sequence[Record[Any]], language: str) -> list[str]:
     lines: list[str] = []
     for of_host in by_host.values():
         lines += [f"**{_describe_host(of_host, words)}**", ""]
+        lines += _arithmetic(of_host, words)
         lines += [*_summary(of_host, words, language), ""]
         for run in of_host:
             if run.setting == SHOWN_ROW_BY_ROW:
@@ -151,13 +157,21 @@ def _is_timed(row: Row) -> bool:
 
 
 def _host_of(row: Row) -> Host:
-    return str(row.host.get("cpu", "")), bool(row.host.get("vnni"))
+    return str(row.host.get("cpu", "")), bool(row.host.get("vnni")), _isa_limit(row)
+
+
+def _isa_limit(row: Row) -> str:
+    """What OpenVINO was limited to; "" for nothing."""
+    return str(row.host.get("threads", {}).get(ISA_LIMIT, ""))
 
 
 def _describe_host(runs: Sequence[Run], words: Mapping[str, str]) -> str:
     """The host of `runs`, with the peak as the last of them measured it."""
     facts = runs[-1].rows[-1].host
     vnni = words["with" if facts.get("vnni") else "without"]
+    isa = _isa_limit(runs[-1].rows[-1])
+    if isa:
+        vnni = words["limited"].format(vnni=vnni, isa=escape_markdown(isa))
     cpu = escape_markdown(str(facts.get("cpu", "")))
     if not facts.get("clock_ghz"):
         return words["host"].format(cpu=cpu, vnni=vnni)
@@ -168,6 +182,20 @@ def _describe_host(runs: Sequence[Run], words: Mapping[str, str]) -> str:
         macs=facts["macs_per_cycle"],
         unit=escape_markdown(str(facts["peak"])),
     )
+
+
+def _arithmetic(runs: Sequence[Run], words: Mapping[str, str]) -> list[str]:
+    """A sentence for each engine that computed float32 models in another type."""
+    computed: dict[str, str] = {}
+    for run in runs:
+        for row in run.rows:
+            if "float32" in row.engine:
+                computed[str(row.engine["name"])] = str(row.engine["float32"])
+    lines: list[str] = []
+    for engine, name in computed.items():
+        shown = {"engine": escape_markdown(engine), "type": escape_markdown(name)}
+        lines += [words["arithmetic"].format(**shown), ""]
+    return lines
 
 
 def _summary(runs: Sequence[Run], words: Mapping[str, str], language: str) -> list[str]:

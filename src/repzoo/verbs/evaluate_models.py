@@ -15,7 +15,7 @@ from repzoo import engines
 from repzoo.artifact import Artifact as StoredArtifact
 from repzoo.data.batches import ReadReport
 from repzoo.data.dataset import Dataset
-from repzoo.engines import DEFAULT_ENGINE, Engine
+from repzoo.engines import DEFAULT_ENGINE, Engine, arithmetic
 from repzoo.errors import InputError
 from repzoo.measure import accuracy, external_results
 from repzoo.measure.accuracy import EvaluationRun, PackIdentity, Predictions
@@ -229,6 +229,7 @@ def evaluate(
     runs = _Runs()
     own_indices = runs.indices_of(artifacts, options.engine)
     reference_indices = runs.indices_of(references, _float_engines(options.engine))
+    remarks += arithmetic.remarks(run.engine for run in runs.runs)
     report = ReadReport()
     predictions = _predict(runs.runs, images, options.resume, report, progress, group)
     results = external.in_order_of(predictions)

@@ -16,7 +16,7 @@ from typing import Any
 
 from repzoo import __version__
 from repzoo.artifact import Artifact, Step
-from repzoo.engines import Engine
+from repzoo.engines import Engine, arithmetic
 from repzoo.measure.record import Record, full_identity_of, identity_of
 from repzoo.measure.results import Latency, PairedAccuracy
 from repzoo.quant.search.candidate import Candidate
@@ -196,7 +196,7 @@ def _timing(
     if fastest is None or ratio is None:
         return None
     artifact = {"first": stored.identity, "second": identity_of(model)}
-    engine = {"name": engine_name, "version": stored.engine.version()}
+    engine = arithmetic.facts(stored.engine)
     ms = fastest.values.p50_ms
     return _Timing(
         ratio.ratio * ms,

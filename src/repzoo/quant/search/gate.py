@@ -22,7 +22,7 @@ from repzoo import __version__
 from repzoo.artifact import Artifact, Step
 from repzoo.data.batches import map_in_order
 from repzoo.data.dataset import Dataset
-from repzoo.engines import Engine
+from repzoo.engines import Engine, arithmetic
 from repzoo.errors import GateError, InputError
 from repzoo.measure import latency
 from repzoo.measure.accuracy import BATCH
@@ -334,7 +334,7 @@ class Gate:
             "gate_images": len(images),
             "labeled": images.labeled,
         }
-        engine = {"name": self.engine.name, "version": self.engine.version()}
+        engine = arithmetic.facts(self.engine)
         return Record(full_identity_of(quantized), summary, engine, data)
 
 

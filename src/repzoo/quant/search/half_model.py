@@ -32,7 +32,7 @@ import onnx
 from repzoo import __version__
 from repzoo.artifact import Artifact, Step
 from repzoo.data.dataset import Dataset, QuantizationSplit
-from repzoo.engines import DEFAULT_ENGINE, Engine, engine
+from repzoo.engines import DEFAULT_ENGINE, Engine, arithmetic, engine
 from repzoo.errors import InputError, NotFinite
 from repzoo.graph.tools.half_precision import (
     BFLOAT16,
@@ -226,7 +226,7 @@ def quantize(
         "gate": round(time.perf_counter() - climbed, 2),
     }
     summary = _summarize(precision, measured, best, in_arithmetic, on_engine)
-    remarks = [*measured.remarks, *ladder.remarks]
+    remarks = [*arithmetic.remarks([runner]), *measured.remarks, *ladder.remarks]
     remarks += _remarks(summary, best.candidate.ratio, runner.name)
     settings = _step_settings(summary, len(measured.images), budget)
     images = describe_images(split)

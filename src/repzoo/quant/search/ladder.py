@@ -41,7 +41,7 @@ import onnx
 
 from repzoo.artifact import Artifact
 from repzoo.data.dataset import Dataset, QuantizationSplit
-from repzoo.engines import Engine
+from repzoo.engines import Engine, arithmetic
 from repzoo.engines.executed import ExecutedOperator
 from repzoo.errors import InputError
 from repzoo.measure.predictions import ModelPredictions
@@ -373,7 +373,7 @@ def calibrate(
             artifact, split.calibration, [target.scheme], target.engine, gate.progress
         )
     model = form_for(shared.model, target.scheme)
-    remarks = list(shared.calibration.remarks)
+    remarks = [*arithmetic.remarks([target.engine]), *shared.calibration.remarks]
     if target.scheme.single_nodes:
         model = with_single_nodes(model)
         remarks += single_node_remarks(shared.model, model)

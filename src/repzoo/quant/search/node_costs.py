@@ -31,6 +31,7 @@ PRODUCTS = ("conv", "gemm", "matmul", "fullyconnected")
 # Microseconds of a conversion where no profile shows one: each, and for each element.
 CONVERSION = (2.0, 0.0005)
 IMPOSSIBLE = 1e7  # microseconds
+ROUNDING = 1e-9  # relative errors of a fit
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,14 @@ class NodeCosts:
         if len(times) < 2 or np.linalg.matrix_rank(counts) < 2:
             return Conversions(*CONVERSION)
         fitted = np.linalg.lstsq(counts, times, rcond=None)[0]
-        if fitted.min() < 0:
+        # What is 0 but for rounding may come out below it, on some processors.
+        negligible = ROUNDING * times.max() / counts.max(axis=0)
+        if (fitted < -negligible).any():
             # one of them alone explains more than both
             slope = float(times @ counts[:, 1] / (counts[:, 1] @ counts[:, 1]))
             return Conversions(0.0, slope)
-        return Conversions(float(fitted[0]), float(fitted[1]))
+        each, per_element = np.maximum(fitted, 0.0).tolist()
+        return Conversions(each, per_element)
 
     def total(self, placement: Placement) -> float:
         """Microseconds of what placements differ in.
