@@ -94,7 +94,7 @@ ROUND_SECONDS = 0.25
 # Sessions per run: the fewest whose order statistics bound a median at 95 %.
 OPENINGS = 6
 # Shortest and longest round of a race, in nanoseconds.
-RACE_ROUND_NS = (2e6, 7e7)
+RACE_ROUND_NS = (2e7, 7e7)
 
 Side = Literal["first", "second"]
 

@@ -6,6 +6,7 @@ Mutants of the written graph must fail the check of half a step.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,20 @@ import onnx
 import pytest
 from onnx import numpy_helper
 from tests.quant.placements import candidates
+from tests.tolerance import relative
 
 from repzoo.engines import engine
-from repzoo.errors import InputError
+from repzoo.errors import InputError, MissingExtra
 from repzoo.quant.calibration.calibrate import CalibrationStream, collect_statistics
 from repzoo.quant.network.placement import Placement
+from repzoo.quant.network.scheme import WEIGHT_MAX, QuantScheme, load_scheme
 from repzoo.quant.parameters import qdq_writer as qdq
 from repzoo.quant.parameters import ranges, scales
 
 Array = npt.NDArray[np.float32]
+UNSIGNED = load_scheme("ort-cpu")
+SIGNED = replace(UNSIGNED, signed_activations=True)
+LAYERS = ("stem", "wise", "grouped", "again", "twice", "hidden", "output")
 
 NET = """<ir_version: 8, opset_import: ["" : 17]>
     g (float[N, 3, 12, 12] data) => (float[N, 6] output)
@@ -77,7 +83,7 @@ def run(model: onnx.ModelProto, inputs: Array, name: str = "onnxruntime") -> Arr
 
 
 def parameters(
-    model: onnx.ModelProto, placement: Placement
+    model: onnx.ModelProto, placement: Placement, scheme: QuantScheme = UNSIGNED
 ) -> dict[str, scales.ActivationParameters]:
     seen = collect_statistics(
         model,
@@ -88,7 +94,7 @@ def parameters(
         1,
     ).histograms
     return {
-        name: scales.uint8_parameters(*ranges.minmax(seen[name]))
+        name: scales.parameters_of(*ranges.minmax(seen[name]), scheme)
         for name in placement.tensors
     }
 
@@ -484,11 +490,41 @@ def test_every_mutant_exceeds_half_a_step(name: str) -> None:
 def test_int8_and_uint8_activations_give_the_same_logits(per_channel: bool) -> None:
     model = net()
     placement = candidates(model)[0]
-    result = qdq.insert_qdq(
-        model, placement, parameters(model, placement), per_channel, signed=True
-    )
+    signed = {}
+    for name, item in parameters(model, placement).items():
+        signed[name] = replace(item, signed=True)
+    result = qdq.insert_qdq(model, placement, signed, per_channel)
     onnx.checker.check_model(result, full_check=True)
     assert stored_weights(result)["data_zero_point"].dtype == np.int8
     np.testing.assert_array_equal(
         run(result, images(16)), run(quantize(model, per_channel), images(16))
     )
+
+
+@pytest.mark.parametrize("engine_name", ["reference", "onnxruntime", "openvino"])
+def test_without_zero_points_each_activation_has_the_type_of_its_sign(
+    engine_name: str,
+) -> None:
+    """uint8 of the same ranges gives the same logits; the file has no zero point but 0."""
+    try:
+        runner = engine(engine_name)
+    except MissingExtra as error:
+        pytest.skip(str(error))
+    model = net()
+    placement = candidates(model)[0]
+    chosen = parameters(model, placement, SIGNED)
+    layers = [name for name in placement.nodes if name in LAYERS]
+    weights = qdq.round_weights(model, layers, chosen, True, WEIGHT_MAX[7])
+    result = qdq.insert_qdq(model, placement, chosen, True, weights)
+    onnx.checker.check_model(result, full_check=True)
+    stored = stored_weights(result)
+    points = [stored[f"{name}_zero_point"] for name in placement.tensors]
+    assert {str(point.dtype) for point in points} == {"int8", "uint8"}
+    assert not any(point.any() for point in points)
+    unsigned = {name: replace(item, signed=False) for name, item in chosen.items()}
+    plain = qdq.insert_qdq(model, placement, unsigned, True, weights)
+    expected = run(plain, images(16), "reference")
+    outputs = runner.open(result).run(images(16))
+    # A value on the border between two steps may fall either way.
+    limit = relative(runner, 0.02) * np.ptp(expected)
+    assert np.abs(outputs - expected).max() <= limit

@@ -395,6 +395,24 @@ def test_symmetric_ranges_have_zero_point_128() -> None:
     assert result.scale == pytest.approx(float(values.max()) / 127)
 
 
+def test_without_zero_points_only_what_is_negative_is_symmetric() -> None:
+    scheme = replace(load_scheme("ort-cpu"), signed_activations=True)
+    positive = scales.parameters_of(0.0, 2.55, scheme)
+    assert (positive.zero_point, positive.signed) == (0, False)
+    assert positive.scale == pytest.approx(0.01)
+    negative = scales.parameters_of(-0.17, 6.35, scheme)
+    assert (negative.zero_point, negative.signed) == (128, True)
+    assert negative.scale == pytest.approx(0.05)
+    values = np.random.default_rng(0).uniform(-0.17, 6.35, 20_000).astype(np.float32)
+    histogram = histogram_of(values)
+    sensitivity = Sensitivity(np.ones(1))
+    low, high = ranges.choose_range(histogram, sensitivity, "mse", scheme).bounds
+    assert low == -high
+    above = histogram_of(values + 0.2)
+    low, high = ranges.choose_range(above, sensitivity, "mse", scheme).bounds
+    assert low >= 0
+
+
 def pixel_histogram(mean: float, std: tuple[float, ...]) -> tuple[Numbers, Histogram]:
     """All values of normalized pixels in three channels, and their histogram with samples."""
     values = np.stack(

@@ -1,4 +1,4 @@
-"""GELU becomes a polynomial, and Gemm a convolution, only where the race on this host says so."""
+"""GELU becomes a polynomial, Gemm a convolution, and zero points go, only where a race says so."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
 from repzoo.measure.stats import Interval
+from repzoo.quant.calibration.histogram import Histogram
 from repzoo.quant.network.scheme import QuantScheme, load_scheme
 from repzoo.quant.search import placement_choice
 
@@ -21,8 +23,13 @@ GEMM = "output = Gemm (data, weights)"
 NEITHER = "output = Relu (data)"
 
 
-def chosen(scheme: QuantScheme, body: str, ratio: Interval, patch: Any) -> set[str]:
-    """The forms that are kept for a network of one node, all of them raced with this result."""
+def chosen(
+    scheme: QuantScheme, body: str, ratio: Interval, patch: Any, lowest: float = 0.0
+) -> set[str]:
+    """The forms that are kept for a network of one node, all of them raced with this result.
+
+    lowest  value of its output
+    """
     model = onnx.parser.parse_model(
         f"""<ir_version: 9, opset_import: ["" : 20]>
         g (float[1, 2] data) => (float[1, 2] output)
@@ -30,12 +37,20 @@ def chosen(scheme: QuantScheme, body: str, ratio: Interval, patch: Any) -> set[s
     )
 
     def form_ratios(_: Any, forms: Sequence[QuantScheme]) -> list[Interval]:
-        for form in forms:  # each is timed alone
+        counts = []
+        for form in forms:  # all, beside all but each
             names = [name for name in placement_choice.FORMS if getattr(form, name)]
-            assert len(names) == 1
-        return [ratio] * len(forms)
+            counts.append(len(names))
+        assert counts == [len(forms) - 1] + [len(forms) - 2] * (len(forms) - 1)
+        return [ratio] * (len(forms) - 1)
 
-    original = SimpleNamespace(model=model)
+    histograms = {}
+    for name, low in (("data", -1.0), ("output", lowest)):
+        flat = np.array([[low, 1.0]], np.float32)
+        histograms[name] = Histogram(1)
+        histograms[name].add(flat, flat.min(1), flat.max(1))
+    statistics = SimpleNamespace(histograms=histograms)
+    original = SimpleNamespace(model=model, statistics=statistics)
     space = SimpleNamespace(starting_placements=lambda: [None])
     cache = SimpleNamespace(original=original)
     builder = SimpleNamespace(scheme=scheme, space=space, cache=cache)
@@ -75,3 +90,21 @@ def test_the_race_decides(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert chosen(scheme, body, ratio, monkeypatch) == kept
+
+
+@pytest.mark.parametrize(
+    ("lowest", "ratio", "kept"),
+    [
+        (-0.5, FASTER, {"signed_activations"}),
+        (-0.5, UNSURE, set()),
+        (-0.5, SLOWER, set()),
+        # No more than where memory happens to lie.
+        (-0.5, Interval(0.99, 0.985, 0.995), set()),
+        # The input alone is negative, so that little could be gained.
+        (0.0, FASTER, set()),
+    ],
+)
+def test_zero_points_go_where_that_is_faster(
+    lowest: float, ratio: Interval, kept: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert chosen(OPENVINO, NEITHER, ratio, monkeypatch, lowest) == kept

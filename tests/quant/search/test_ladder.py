@@ -35,7 +35,7 @@ from repzoo.quant.network.placement import PlacementSpace
 from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.parameters import qdq_writer
 from repzoo.quant.rewrites.stages import STAGES
-from repzoo.quant.search import ladder, placement_search, verdict
+from repzoo.quant.search import ladder, placement_choice, placement_search, verdict
 from repzoo.quant.search.comparison import FloatComparison
 from repzoo.quant.search.gate import Gate, QuantReport
 from repzoo.quant.search.ladder import Target
@@ -236,6 +236,29 @@ def test_all_steps_of_the_ladder_work_from_every_placement(
     # Which placement is tried depends on the timing. One with a single layer in INT8 has no layer
     # that could fall back, so it gives its three stages and no more.
     assert len(report.candidates) >= (3 if artifact is not linear else 2)
+
+
+def test_zero_points_come_back_where_accuracy_needs_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A search left them out for latency; nothing is enough here, so they are tried."""
+    monkeypatch.setattr(placement_choice, "choose_forms", lambda _: None)
+    monkeypatch.setattr(verdict, "ENOUGH", 101.0)
+    monkeypatch.setattr(verdict, "UNCHANGED", 101.0)
+    scheme = replace(load_scheme("ort-cpu"), signed_activations=True)
+    target = Target(engine("onnxruntime"), scheme, search_seconds=0, new_search=True)
+    int8, report = ladder.quantize(small(), sets(), target, Budget(force=True))
+    first, *_ = report.candidates
+    (tried,) = [item for item in report.candidates if "zero points" in item.stage]
+    # Without them, what is negative has half the steps.
+    assert tried.paired.logits_snr_db > first.paired.logits_snr_db + 1
+    written = int8.steps[-1].settings["scheme"]["signed_activations"]
+    types = {
+        values.dtype.name
+        for values in map(numpy_helper.to_array, int8.model.graph.initializer)
+        if values.ndim == 0 and values.dtype.itemsize == 1
+    }
+    assert types == ({"int8", "uint8"} if written else {"uint8"})
 
 
 @pytest.mark.parametrize("nearly_as_fast", [0, 2])

@@ -72,6 +72,8 @@ class QuantScheme:
         activation_type: uint8 | int8.
         activation_symmetric: the zero point is in the middle (128 of uint8, 0 of int8) and stored
             values are within 127 of it. False: any zero point.
+        signed_activations: instead, no activation has a zero point, where timing shows that the
+            engine is faster so: int8 with -127..127 where values are negative, else uint8.
         activation_bits: 8.
         weight_bits: 8: -127..127; 7: -64..64.
         per_channel: one weight scale per output channel, else one per tensor.
@@ -106,6 +108,7 @@ class QuantScheme:
     engine: str = "onnxruntime"
     activation_type: str = "uint8"
     activation_symmetric: bool = False
+    signed_activations: bool = False
     activation_bits: int = 8
     weight_bits: int = 8
     per_channel: bool = True
@@ -154,6 +157,10 @@ class QuantScheme:
 
     def _refuse(self, requirement: str, value: object) -> NoReturn:
         raise InputError(f"scheme {self.name}: {requirement}; got {value!r}")
+
+    def is_symmetric(self, lowest: float) -> bool:
+        """Whether the range of an activation whose least value is `lowest` is -r..r."""
+        return self.activation_symmetric or (self.signed_activations and lowest < 0)
 
     @property
     def weight_max(self) -> int:

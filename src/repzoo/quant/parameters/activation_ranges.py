@@ -99,7 +99,8 @@ def _align_input_range(
 ) -> ChosenRange:
     """`chosen`, aligned with the values of pixels where the scheme allows any range."""
     # a vendor tool that cannot search for ranges could not reproduce this one either
-    if "mse" not in scheme.range_methods or scheme.activation_symmetric:
+    low, _ = chosen.bounds
+    if "mse" not in scheme.range_methods or scheme.is_symmetric(low):
         return chosen
     aligned = align_to_pixel_values(histogram, sensitivity.cost, chosen.bounds)
     if aligned == chosen.bounds:

@@ -42,7 +42,7 @@ from repzoo.quant.parameters.scales import (
     ActivationParameters,
     QuantizedWeight,
     int16_parameters,
-    uint8_parameters,
+    parameters_of,
 )
 from repzoo.quant.parameters.weight_scales import weight_scales
 
@@ -146,8 +146,7 @@ def activation_parameters(
         if name in placement.int16_tensors:
             parameters[name] = int16_parameters(low, high)
         else:
-            symmetric = scheme.activation_symmetric
-            parameters[name] = uint8_parameters(low, high, symmetric)
+            parameters[name] = parameters_of(low, high, scheme)
     return parameters
 
 
@@ -229,7 +228,6 @@ def write_qdq(
         plan.activations,
         scheme.per_channel,
         plan.weights,
-        signed=scheme.activation_type == "int8",
     )
     return in_form(model, scheme)
 

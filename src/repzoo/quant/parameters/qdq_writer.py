@@ -123,7 +123,6 @@ def insert_qdq(
     activations: Mapping[str, ActivationParameters],
     per_channel: bool,
     weights: Mapping[str, QuantizedWeight] | None = None,
-    signed: bool = False,
 ) -> onnx.ModelProto:
     """`model` with the QuantizeLinear and DequantizeLinear nodes of `placement`.
 
@@ -133,7 +132,6 @@ def insert_qdq(
         activations: scale and zero point of each activation.
         per_channel: one scale for each output channel of a weight, or one in all.
         weights: integer weights by layer; those of other layers are rounded to nearest.
-        signed: store activations as int8, with every integer lower by 128, and not as uint8.
     """
     bits = {activations[name].bits for name in placement.tensors}
     result = _int16_copy(model) if 16 in bits else clone(model)
@@ -145,7 +143,6 @@ def insert_qdq(
         per_channel=per_channel,
         names=tensor_names(graph),
         weights=weights or {},
-        signed=signed,
     )
     # all pairs before any weight: names of constants depend on the order in which they are added
     pairs = {name: writer.qdq_pair(name) for name in placement.tensors}
@@ -209,7 +206,6 @@ class _Writer:
         per_channel: one scale for each output channel of a weight, or one in all.
         names: all names in use.
         weights: integer weights by layer; those of other layers are rounded to nearest.
-        signed: store activations as int8 and not as uint8.
         added: the constants that were added, by name.
     """
 
@@ -219,7 +215,6 @@ class _Writer:
     per_channel: bool
     names: set[str]
     weights: Mapping[str, QuantizedWeight]
-    signed: bool
     added: dict[str, onnx.TensorProto] = field(default_factory=dict)
 
     def fresh_name(self, name: str) -> str:
@@ -253,7 +248,7 @@ class _Writer:
         """The zero point as a scalar of the activation's integer type."""
         if parameters.bits == 16:
             return np.array(parameters.zero_point, np.int16)
-        if self.signed:
+        if parameters.signed:
             return np.array(parameters.zero_point - 128, np.int8)
         return np.array(parameters.zero_point, np.uint8)
 

@@ -204,9 +204,10 @@ def choose_range(
         sensitivity: cost of a unit of squared error in each of its channels.
         method: "auto" for all `range_methods` of the scheme, or one of minmax, percentile,
             entropy, and mse (min-max and its shrunk versions).
-        scheme: its `activation_symmetric` extends each range to -r..r.
+        scheme: where it is symmetric, each range is extended to -r..r.
     """
-    symmetric = scheme.activation_symmetric
+    lowest, _ = minmax(histogram)
+    symmetric = scheme.is_symmetric(lowest)
     if method not in ("auto", "mse"):
         # of the two percentiles, the wider one
         return _candidate_ranges(histogram, (method,), symmetric)[0]

@@ -2,16 +2,18 @@
 
     real = scale * (q - zero_point)
 
-Activations are uint8 with a zero point, or int16 without one. Weights are symmetric int8, with one
-scale per output channel or one per tensor.
+Activations are uint8 or int8 with a zero point, or int16 without one. Weights are symmetric int8,
+with one scale per output channel or one per tensor.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+
+from repzoo.quant.network.scheme import QuantScheme
 
 Float = npt.NDArray[np.float64]
 Range = tuple[float, float]
@@ -26,17 +28,19 @@ SMALLEST_SCALE = 2.0**-63
 
 @dataclass(frozen=True)
 class ActivationParameters:
-    """Scale and zero point of one activation, asymmetric uint8 or symmetric int16.
+    """Scale and zero point of one activation, of 8 bits or symmetric int16.
 
     Attributes:
         scale: real numbers per integer step, a float32 value.
-        zero_point: the integer that represents 0 exactly; 0 for int16.
+        zero_point: the integer that represents 0 exactly, of 0..255; 0 for int16.
         bits: 8 or 16.
+        signed: 8 bits are stored as int8, every integer lower by 128, and not as uint8.
     """
 
     scale: float
     zero_point: int
     bits: int = 8
+    signed: bool = False
 
     @property
     def steps(self) -> int:
@@ -68,6 +72,14 @@ class QuantizedWeight:
 
     scale: Float
     values: npt.NDArray[np.int8] | npt.NDArray[np.int16]
+
+
+def parameters_of(low: float, high: float, scheme: QuantScheme) -> ActivationParameters:
+    """Cover low..high with 8 bits as `scheme` stores them."""
+    symmetric = scheme.is_symmetric(low)
+    is_int8 = scheme.activation_type == "int8"
+    signed = is_int8 or (scheme.signed_activations and symmetric)
+    return replace(uint8_parameters(low, high, symmetric), signed=signed)
 
 
 def uint8_parameters(

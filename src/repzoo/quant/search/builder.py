@@ -31,7 +31,7 @@ from repzoo.quant.search.calibrator import Calibrator, Inputs
 from repzoo.quant.search.rewrite_cache import RewriteCache
 
 FINETUNE_BATCH = 32  # images that are prepared at once
-RangesKey = tuple[tuple[Rewrite, ...], Placement, str]
+RangesKey = tuple[tuple[Rewrite, ...], Placement, str, QuantScheme]
 RoundedKey = tuple[tuple[Rewrite, ...], bool]
 
 
@@ -69,7 +69,7 @@ class Builder:
         """The model that `stage` makes with Q/DQ pairs at `placement`."""
         float_model = self.cache.get(stage)
         corrections = self._corrections(stage)
-        key = (stage.rewrites, placement, corrections.range_method)
+        key = (stage.rewrites, placement, corrections.range_method, self.scheme)
         if key != self._ranges_key:
             self._ranges = activation_ranges.choose_ranges(
                 float_model.model,

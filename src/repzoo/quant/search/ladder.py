@@ -14,8 +14,8 @@ The strategy, deterministic for the same images and placement:
    and at least 95 % of predictions are unchanged.
 4. Otherwise, if fine-tuning was asked for, the best is fine-tuned on the calibration images.
 5. If that is not enough either, what costs latency follows until something is enough: the best
-   stage with 1, 3 and 8 layers out of INT8 (fallback.py), then on a few placements with less in
-   INT8. The best of all is chosen.
+   stage with zero points, where the search left them out; it with 1, 3 and 8 layers out of INT8
+   (fallback.py), then on a few placements with less in INT8. The best of all is chosen.
 6. The gate refuses the choice or lets it pass. It leads to no other choice, since images that
    choose would no longer be a fair test.
 
@@ -409,6 +409,7 @@ def climb(
             return
     if target.placement != "fastest" and not target.may_fall_back:
         return  # the user wants all of it in INT8, whatever that costs in accuracy
+    best = try_zero_points(evaluator, best)
     # Both start from the best candidate without fine-tuning, whose parameters can be reused.
     try_fallback(evaluator, best, split)
     try_smaller_placements(evaluator, best, search)
@@ -434,6 +435,25 @@ def try_nearly_as_fast(evaluator: Evaluator, search: SearchResult) -> None:
             return
         stage = best.build.stage
         evaluator.evaluate(stage, timed, f"{stage.name}, {timed.placement.name}", best)
+
+
+def try_zero_points(evaluator: Evaluator, best: BuiltCandidate) -> BuiltCandidate:
+    """`best` with zero points, where it has none for the sake of latency, or `best` itself.
+
+    The better of both; the builder goes on with its scheme.
+    """
+    builder = evaluator.builder
+    scheme = builder.scheme
+    if not scheme.signed_activations:
+        return best
+    builder.scheme = replace(scheme, signed_activations=False)
+    stage = best.build.stage
+    label = f"{stage.name}, zero points"
+    tried = evaluator.time_and_evaluate(stage, best.timed.placement, label)
+    if tried is not None and tried.rank > best.rank:
+        return tried
+    builder.scheme = scheme
+    return best
 
 
 def try_fallback(

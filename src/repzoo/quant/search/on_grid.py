@@ -133,7 +133,6 @@ class OnGrid:
             around,
             plan.activations,
             scheme.per_channel,
-            signed=scheme.activation_type == "int8",
         )
 
 

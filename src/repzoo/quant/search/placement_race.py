@@ -34,6 +34,7 @@ from repzoo.quant.search.gate import Gate
 
 # Rounds of each race: the 95 % interval of a median of 9 is from the 2nd to the 8th.
 ROUNDS = 9
+FORM_ROUNDS = 33  # of the race of forms, which decides for all placements
 CALLS = 3  # of each model in a round, about
 # Placements in one race, besides the one they are compared with. Each is a session that holds
 # the weights: with weights of RACE_BYTES or more there are fewer than LARGEST_RACE.
@@ -45,6 +46,7 @@ PROFILED_RUNS = 12
 SMALLEST_GAIN = 0.98
 # In place of the ratio of what the engine refuses.
 REFUSED = Interval(math.inf, math.inf, math.inf)
+UNRIVALED = Interval(0.0, 0.0, 0.0)
 
 
 class PlacementRace:
@@ -67,16 +69,14 @@ class PlacementRace:
         self._gate = gate
         self._model = model
         self._scheme = scheme
-        self._parameters = {
-            name: scales.uint8_parameters(
-                *ranges.minmax(histogram), scheme.activation_symmetric
-            )
+        self._ranges = {
+            name: ranges.minmax(histogram)
             for name, histogram in statistics.histograms.items()
         }
         self._weights = qdq_writer.round_weights(
             model,
             layer_names(space),
-            self._parameters,
+            self._parameters(scheme),
             scheme.per_channel,
             scheme.weight_max,
         )
@@ -98,7 +98,7 @@ class PlacementRace:
         def open_profiler(placement: Placement | None) -> engines.Profiler | None:
             model = self._model
             if placement is not None:
-                model = self._write_all([placement])[0].model
+                model = self._write(placement).model
             return engines.profiler(
                 self._gate.engine, model, inputs, self._gate.load.threads
             )
@@ -173,40 +173,34 @@ class PlacementRace:
     def form_ratios(
         self, placement: Placement, forms: Sequence[QuantScheme]
     ) -> list[Interval]:
-        """The latency of `placement` as each of `forms` writes it over that as none does.
+        """The latency of `placement` as the first of `forms` writes it over that of each other.
 
-        REFUSED where the engine refuses a form, or `placement` without any.
+        REFUSED where the engine refuses the first. Where it refuses another, there is nothing to
+        compare with, and the first has won.
 
-        forms  the scheme with different settings of what `compute.in_form` writes
+        forms  the scheme with different settings
         """
-        plain = self._write(placement)
-        artifacts = [plain]
-        for form in forms:
-            artifacts.append(replace(plain, model=in_form(plain.model, form)))
+        artifacts = [self._write(placement, form) for form in forms]
         first, *others = self._gate.try_cases(artifacts)
         if isinstance(first, InputError):
-            return [REFUSED] * len(forms)
+            return [REFUSED] * len(others)
         live = [case for case in others if isinstance(case, latency.Case)]
-        latency.race([first, *live], ROUNDS, CALLS)
+        latency.race([first, *live], FORM_ROUNDS, CALLS)
         intervals: list[Interval] = []
         for case in others:
-            interval = REFUSED
+            interval = UNRIVALED
             if isinstance(case, latency.Case):
-                interval = latency.race_ratio(case, first)
+                interval = latency.race_ratio(first, case)
             intervals.append(interval)
         return intervals
 
-    def probe(self, placement: Placement) -> None:
-        """Run `placement`, as each form of the scheme writes it, in child processes.
+    def probe(self, placement: Placement, forms: Sequence[QuantScheme]) -> None:
+        """Run `placement`, as each of `forms` writes it, in child processes.
 
         Raises:
             CrashError: the engine crashes or hangs. One that it only refuses is left to the search.
         """
-        plain = self._write(placement).model
-        models = [plain]
-        formed = in_form(plain, self._scheme)
-        if formed is not plain:
-            models.append(formed)
+        models = [self._write(placement, form).model for form in forms]
         inputs = latency.inputs_for(self._gate.artifact)
 
         def run(model: onnx.ModelProto) -> None:
@@ -221,24 +215,31 @@ class PlacementRace:
 
     def _write_all(self, placements: Sequence[Placement]) -> list[Artifact]:
         """The QDQ model of each placement."""
-        artifacts = []
-        for placement in placements:
-            artifact = self._write(placement)
-            model = in_form(artifact.model, self._scheme)
-            artifacts.append(replace(artifact, model=model))
-        return artifacts
+        return [self._write(placement) for placement in placements]
 
-    def _write(self, placement: Placement) -> Artifact:
-        """The QDQ model, with min-max ranges and weights rounded to nearest."""
+    def _write(self, placement: Placement, form: QuantScheme | None = None) -> Artifact:
+        """The QDQ model, with min-max ranges and weights rounded to nearest.
+
+        form  the scheme with other settings; None: as it is
+        """
+        scheme = form or self._scheme
         graph = qdq_writer.insert_qdq(
             self._model,
             placement,
-            self._parameters,
-            self._scheme.per_channel,
+            self._parameters(scheme),
+            scheme.per_channel,
             self._weights,
-            signed=self._scheme.activation_type == "int8",
         )
-        return replace(self._gate.artifact, model=graph)
+        return replace(self._gate.artifact, model=in_form(graph, scheme))
+
+    def _parameters(
+        self, scheme: QuantScheme
+    ) -> dict[str, scales.ActivationParameters]:
+        """Of each activation."""
+        parameters: dict[str, scales.ActivationParameters] = {}
+        for name, (low, high) in self._ranges.items():
+            parameters[name] = scales.parameters_of(low, high, scheme)
+        return parameters
 
 
 def _run(profiler: engines.Profiler | None) -> list[ExecutedOperator] | None:
