@@ -35,7 +35,7 @@ from repzoo.quant.network.placement import PlacementSpace
 from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.parameters import qdq_writer
 from repzoo.quant.rewrites.stages import STAGES
-from repzoo.quant.search import ladder, placement_choice, placement_search, verdict
+from repzoo.quant.search import ladder, placement_search, verdict
 from repzoo.quant.search.comparison import FloatComparison
 from repzoo.quant.search.gate import Gate, QuantReport
 from repzoo.quant.search.ladder import Target
@@ -241,12 +241,14 @@ def test_all_steps_of_the_ladder_work_from_every_placement(
 def test_zero_points_come_back_where_accuracy_needs_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A search left them out for latency; nothing is enough here, so they are tried."""
-    monkeypatch.setattr(placement_choice, "choose_forms", lambda _: None)
+    """They were left out for latency; nothing is enough here, so they are tried."""
+    monkeypatch.setattr(ladder, "choose_forms", lambda _: None)
     monkeypatch.setattr(verdict, "ENOUGH", 101.0)
     monkeypatch.setattr(verdict, "UNCHANGED", 101.0)
     scheme = replace(load_scheme("ort-cpu"), signed_activations=True)
-    target = Target(engine("onnxruntime"), scheme, search_seconds=0, new_search=True)
+    target = Target(
+        engine("onnxruntime"), scheme, placement="everything", may_fall_back=True
+    )
     int8, report = ladder.quantize(small(), sets(), target, Budget(force=True))
     first, *_ = report.candidates
     (tried,) = [item for item in report.candidates if "zero points" in item.stage]
