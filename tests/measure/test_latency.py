@@ -166,11 +166,11 @@ def test_a_case_that_has_lost_a_race_leaves_its_further_rounds() -> None:
     """
     hands = Hands()
     first, slow = (
-        case(Timed(hands, cycle([6.0]), "f")),
-        case(Timed(hands, cycle([9.0]), "s")),
+        case(Timed(hands, cycle([8.0]), "f")),
+        case(Timed(hands, cycle([12.0]), "s")),
     )
     odd = case(
-        Timed(hands, with_warm_up([12.0, 12, *[3.0] * 60], 3.0), "o")
+        Timed(hands, with_warm_up([16.0, 16, *[4.0] * 60], 4.0), "o")
     )  # slower in its first round only
     latency.race(
         [first, slow, odd],
@@ -185,7 +185,7 @@ def test_a_case_that_has_lost_a_race_leaves_its_further_rounds() -> None:
     assert latency.race_ratio(slow, first) == stats.Interval(1.5, 1.5, 1.5)
     ratio = latency.race_ratio(odd, first)
     assert (ratio.value, ratio.high) == (0.5, 0.5)
-    assert first.rounds_us[0].tolist() == [6000.0] * 3
+    assert first.rounds_us[0].tolist() == [8000.0] * 3
 
 
 def test_a_race_ends_when_all_others_have_lost() -> None:

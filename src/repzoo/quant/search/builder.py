@@ -37,11 +37,12 @@ RoundedKey = tuple[tuple[Rewrite, ...], bool]
 
 @dataclass(frozen=True)
 class Build:
-    """A quantized model with the stage and the parameters that it was built from."""
+    """A quantized model with the stage, the parameters and the scheme that it was built from."""
 
     artifact: Artifact
     stage: Stage
     plan: QuantizationPlan
+    scheme: QuantScheme
 
 
 class Builder:
@@ -144,7 +145,7 @@ class Builder:
     ) -> Build:
         model = compute.write_qdq(plan, placement, self.scheme)
         artifact = self.artifact.then(model, Step("quantize", __version__))
-        return Build(artifact, stage, plan)
+        return Build(artifact, stage, plan, self.scheme)
 
     def _corrections(self, stage: Stage) -> Corrections:
         """The corrections of `stage`; on the first stage, ranges as the scheme asks for them.

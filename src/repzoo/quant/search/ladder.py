@@ -201,7 +201,7 @@ def quantize(
     remarks += evaluator.comparison.report.sentences()
     remarks += gelu_remarks(evaluator)
     context = ReportContext(
-        _step_settings(evaluator, target, budget),
+        _step_settings(evaluator, target, budget, best.build.scheme),
         describe_images(split),
         budget,
         remarks,
@@ -259,13 +259,13 @@ def _operator_times(
 
 
 def _step_settings(
-    evaluator: Evaluator, target: Target, budget: Budget
+    evaluator: Evaluator, target: Target, budget: Budget, scheme: QuantScheme
 ) -> dict[str, Any]:
-    """What the model's history says of how it was quantized."""
+    """What the model's history says of how it was quantized, under `scheme`."""
     statistics = evaluator.builder.cache.original.statistics
     return {
         "engine": target.engine.name,
-        "scheme": asdict(evaluator.builder.scheme),
+        "scheme": asdict(scheme),
         "calibration_images": statistics.images,
         **asdict(budget),
     }

@@ -284,7 +284,7 @@ class ToolSearch:
         free_memory()
         same = f"{paired.values.same_prediction:.1f} % of the predictions unchanged"
         gate.progress(f"{label}: {same}, {candidate.seconds:.1f} s", 1, 1)
-        build = Build(artifact, on_grid.stage, plan)
+        build = Build(artifact, on_grid.stage, plan, self._scheme)
         return BuiltCandidate(
             artifact, candidate, build, TimedPlacement(placement, None)
         )
