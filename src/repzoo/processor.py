@@ -22,6 +22,8 @@ INT8_FEATURES = (
 )
 # Of x86, those that add 8-bit products in 32 bits.
 EXACT_FEATURES = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
+# Environment variable that keeps OpenVINO from later instructions than it names.
+ISA_LIMIT = "ONEDNN_MAX_CPU_ISA"
 X86 = frozenset({"x86_64", "AMD64", "i686"})
 
 
@@ -52,6 +54,13 @@ def int8_features() -> list[str]:
     # Arm names the field otherwise.
     listed = cpuinfo().get("flags") or cpuinfo().get("Features") or ""
     return [name for name in INT8_FEATURES if name in listed.split()]
+
+
+def is_kept_from_bfloat16() -> bool:
+    """Whether ISA_LIMIT names instructions without bfloat16, as AVX512_CORE_VNNI does."""
+    limit = os.environ.get(ISA_LIMIT, "").upper()
+    has_bfloat16 = any(part in limit for part in ("BF16", "FP16", "AMX", "DEFAULT"))
+    return bool(limit) and not has_bfloat16
 
 
 def sums_saturate(machine: str, features: Sequence[str]) -> bool:

@@ -7,6 +7,7 @@ import onnx.numpy_helper
 import onnx.parser
 import pytest
 
+from repzoo import processor
 from repzoo.engines import Engine, arithmetic, engine
 
 PRODUCT = """
@@ -61,3 +62,25 @@ def test_openvino_says_what_it_does() -> None:
     exact = np.abs(runner.open(model, exact=True).run(inputs) - expected).max()
     assert exact < 1e-4
     assert (default < 1e-4) == (arithmetic.float_type(runner) == "float32")
+
+
+@pytest.mark.parametrize(
+    ("limit", "kept"),
+    [
+        ("", False),
+        ("AVX2", True),
+        ("avx512_core_vnni", True),
+        ("AVX512_CORE_BF16", False),
+        ("AVX512_CORE_AMX", False),
+        ("DEFAULT", False),
+    ],
+)
+def test_a_limit_of_instructions_keeps_openvino_from_bfloat16(
+    limit: str, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openvino = pytest.importorskip("repzoo.engines.openvino")
+    monkeypatch.setenv(processor.ISA_LIMIT, limit)
+    settings = openvino._cpu_settings(1, 1, False)
+    assert settings.get("INFERENCE_PRECISION_HINT") == ("f32" if kept else None)
+    if kept:
+        assert arithmetic.float_type(engine("openvino")) == "float32"

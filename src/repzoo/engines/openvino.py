@@ -38,7 +38,7 @@ from repzoo.engines.openvino_profile import OpenVinoProfiler
 from repzoo.engines.signature import Signature, require_one_input, signature_of
 from repzoo.errors import InputError
 from repzoo.privacy import unreported
-from repzoo.processor import available_cores
+from repzoo.processor import available_cores, is_kept_from_bfloat16
 
 with unreported():
     import openvino as ov
@@ -77,6 +77,8 @@ class OpenVino:
 
     def computes_float32_in(self) -> str:
         """See `engines.Engine`: bfloat16 on CPUs with AMX."""
+        if self._device == "CPU" and is_kept_from_bfloat16():
+            return FLOAT32
         hint = _core().get_property(self._device, "INFERENCE_PRECISION_HINT")
         return ARITHMETIC.get(hint.to_string(), FLOAT32)
 
@@ -131,6 +133,9 @@ def _cpu_settings(threads: int, streams: int, exact: bool) -> dict[str, Any]:
         "INFERENCE_NUM_THREADS": streams * threads,
         "ENABLE_CPU_PINNING": False,
     }
+    if is_kept_from_bfloat16():
+        # OpenVINO would choose bfloat16 all the same, and emulate it: 10 times as slow.
+        settings["INFERENCE_PRECISION_HINT"] = "f32"
     if exact:
         settings |= {
             "INFERENCE_PRECISION_HINT": "f32",

@@ -14,7 +14,6 @@ import numpy as np
 from repzoo import __version__, processor
 from repzoo.remark import Remark
 
-ISA_LIMIT = "ONEDNN_MAX_CPU_ISA"
 # Environment variables that overrule a session's number of threads, move its threads, or keep
 # OpenVINO from instructions that the processor has.
 OVERRULING = (
@@ -24,7 +23,7 @@ OVERRULING = (
     "KMP_AFFINITY",
     "GOMP_CPU_AFFINITY",
     "MKL_NUM_THREADS",
-    ISA_LIMIT,
+    processor.ISA_LIMIT,
 )
 
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from repzoo.errors import InputError
-from repzoo.measure.host import ISA_LIMIT
 from repzoo.measure.peer_latency import PeerLatency
 from repzoo.measure.record import Record, select
 from repzoo.measure.results import LatencyRatio, Setting
 from repzoo.printable import escape_markdown
+from repzoo.processor import ISA_LIMIT
 from repzoo.report import figures
 
 WIDTH = 80  # columns of a line of Markdown

@@ -28,7 +28,7 @@ def chosen(
 ) -> set[str]:
     """The forms that are kept for a network of one node, all of them raced with this result.
 
-    lowest  value of its output
+    lowest  value of its input
     """
     model = onnx.parser.parse_model(
         f"""<ir_version: 9, opset_import: ["" : 20]>
@@ -45,7 +45,7 @@ def chosen(
         return [ratio] * (len(forms) - 1)
 
     histograms = {}
-    for name, low in (("data", -1.0), ("output", lowest)):
+    for name, low in (("data", lowest), ("output", 0.0)):
         flat = np.array([[low, 1.0]], np.float32)
         histograms[name] = Histogram(1)
         histograms[name].add(flat, flat.min(1), flat.max(1))
@@ -100,7 +100,7 @@ def test_the_race_decides(
         (-0.5, SLOWER, set()),
         # No more than where memory happens to lie.
         (-0.5, Interval(0.99, 0.985, 0.995), set()),
-        # The input alone is negative, so that little could be gained.
+        # Nothing is negative, so that nothing has a zero point.
         (0.0, FASTER, set()),
     ],
 )

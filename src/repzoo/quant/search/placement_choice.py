@@ -50,12 +50,9 @@ class Form:
 
 
 def _has_negative_activations(original: FloatModel) -> bool:
-    """Whether something besides the input is negative."""
-    given = original.model.graph.input[0].name
-    for name, histogram in original.statistics.histograms.items():
-        if name != given and ranges.minmax(histogram)[0] < 0:
-            return True
-    return False
+    """Whether something is negative: in a network of ReLUs it is the input alone."""
+    histograms = original.statistics.histograms.values()
+    return any(ranges.minmax(histogram)[0] < 0 for histogram in histograms)
 
 
 # By the setting of a scheme that asks for it; see QuantScheme.
