@@ -123,7 +123,8 @@ class Sharing:
     calibration  see `share_calibration`
     keep         is called with each candidate and its model, which are let go otherwise
     profiled     whether the report has operator times; the race adds them to the winner's alone
-    predictions  of the float model, by the ladder that ran it first: engines compute it alike
+    predictions  of the float model, by the ladder that ran it first: the default engine's, which
+                 computes in float32
     profiles     what each engine, by name, executes for the model of its ladder, where known
     probed       whether INT8 runs in a child process first: an engine that crashes must not end
                  what others have a part in
