@@ -1,10 +1,15 @@
-"""Placements that an engine refuses leave the search; the others go on."""
+"""What is timed is what will be written; what an engine refuses leaves the search."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 pytest.importorskip("sklearn", reason="the demo extra, with the digits, is not there")
 
@@ -16,10 +21,15 @@ from repzoo.engines.onnxruntime import OnnxRuntime, OnnxRuntimeSession
 from repzoo.engines.onnxruntime_profile import OnnxRuntimeProfiler
 from repzoo.errors import InputError
 from repzoo.protobuf_stream import clone
+from repzoo.quant.calibration.calibrate import CalibrationStream, collect_statistics
+from repzoo.quant.network.placement import PlacementSpace
 from repzoo.quant.network.scheme import load_scheme
+from repzoo.quant.parameters.activation_ranges import choose_ranges
+from repzoo.quant.parameters.compute import activation_parameters
 from repzoo.quant.search import engine_race
 from repzoo.quant.search.engine_race import Contest, RaceResult
 from repzoo.quant.search.ladder import Target
+from repzoo.quant.search.placement_race import PlacementRace
 from repzoo.quant.search.verdict import Budget
 
 
@@ -107,3 +117,52 @@ def test_a_refused_placement_is_left_out(profiles: bool) -> None:
 def test_an_engine_that_refuses_all_of_them_says_why() -> None:
     with pytest.raises(InputError, match=r"no INT8 .* here"):
         quantized_on(Refusing("Conv", "Gemm", "Depthwise"))
+
+
+CONCAT = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[1, 3, 8, 8] data) => (float[1, 4] output)
+    {
+        stem = Conv (data, w0)
+        left, right = Split <axis = 1> (stem, halves)
+        mixed = Conv <pads = [1, 1, 1, 1]> (left, w1)
+        joined = Concat <axis = 1> (mixed, right)
+        maps = Conv (joined, w2)
+        pooled = GlobalAveragePool (maps)
+        output = Flatten (pooled)
+    }"""
+CONCAT_SHAPES = {"w0": (8, 3, 1, 1), "w1": (4, 4, 3, 3), "w2": (4, 8, 1, 1)}
+
+
+def test_what_a_concat_joins_has_one_scale_in_the_race_too() -> None:
+    """With two scales and zero points OpenVINO computes what reads the Concat in float."""
+    rng = np.random.default_rng(0)
+    model = onnx.parser.parse_model(CONCAT)
+    halves = numpy_helper.from_array(np.array([4, 4], np.int64), "halves")
+    model.graph.initializer.append(halves)
+    values: dict[str, Array] = {}
+    for name, shape in CONCAT_SHAPES.items():
+        values[name] = rng.standard_normal(shape).astype(np.float32)
+    add(model, values)
+    scheme = load_scheme("openvino-cpu")
+    space = PlacementSpace(model, scheme)
+    everything = space.starting_placements()[0]
+    tensors = list(everything.tensors)
+    images = rng.standard_normal((8, 3, 8, 8)).astype(np.float32)
+    stream = CalibrationStream([images], len(images))
+    runner = OnnxRuntime()
+    statistics = collect_statistics(model, tensors, [], stream, runner, 1)
+    highs = [statistics.histograms[name].high.max() for name in ("mixed", "stem")]
+    assert abs(highs[0] / highs[1] - 1) > 0.2
+    artifact = replace(small(), model=model, labels=tuple("abcd"))
+    gate: Any = SimpleNamespace(artifact=artifact)
+    race = PlacementRace(gate, model, statistics, scheme, space)
+    written = race._write(everything).model
+    stored = {
+        item.name: numpy_helper.to_array(item) for item in written.graph.initializer
+    }
+    scales = {name: float(stored[f"{name}_scale"]) for name in tensors}
+    assert scales["mixed"] == scales["stem"]
+    chosen = choose_ranges(model, everything, statistics, scheme, "minmax")
+    expected = activation_parameters(everything, scheme, chosen)
+    for name in tensors:
+        assert scales[name] == pytest.approx(expected[name].scale)

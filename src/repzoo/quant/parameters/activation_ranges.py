@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -22,6 +23,7 @@ ChosenRanges = Mapping[str, ChosenRange]  # of each activation
 # values by a little multiplies all that they gate: EfficientNet-B0 loses 3 dB on its logits by such
 # ranges, and nothing by this one.
 SIGMOIDS = ("Sigmoid", "HardSigmoid")
+WEIGHING_METHODS = ("auto", "mse")  # those that compare losses
 SIGMOID_RANGE = ChosenRange("function", (0.0, 1.0))
 
 
@@ -47,7 +49,8 @@ def choose_ranges(
 class RangeChooser:
     """`choose_ranges` for several placements and methods on one float model.
 
-    What does not depend on them is computed once: the sensitivities take most of the time.
+    What does not depend on them is computed once, and only where a method weighs losses: the
+    sensitivities take most of the time.
     """
 
     def __init__(
@@ -58,9 +61,12 @@ class RangeChooser:
         self._scheme = scheme
         self._graph = GraphView(model)
         self._input_name = model.graph.input[0].name
-        layers = find_layers(model)
-        self._sensitivities = activation_sensitivity(self._graph, layers, statistics)
         self._chosen: dict[tuple[str, str], ChosenRange] = {}  # (tensor, method)
+
+    @functools.cached_property
+    def _sensitivities(self) -> Mapping[str, Sensitivity]:
+        layers = find_layers(self.model)
+        return activation_sensitivity(self._graph, layers, self._statistics)
 
     def choose(self, placement: Placement, method: str) -> ChosenRanges:
         """See `choose_ranges`."""
@@ -83,10 +89,11 @@ class RangeChooser:
     def _choose_one(self, name: str, method: str) -> ChosenRange:
         histogram = self._statistics.histograms[name]
         # noise that reaches no layer counts alike in all channels
-        default = Sensitivity(np.ones(len(histogram.low)))
-        sensitivity = self._sensitivities.get(name, default)
+        sensitivity = Sensitivity(np.ones(len(histogram.low)))
+        if method in WEIGHING_METHODS:
+            sensitivity = self._sensitivities.get(name, sensitivity)
         chosen = choose_range(histogram, sensitivity, method, self._scheme)
-        if name == self._input_name and method in ("auto", "mse"):
+        if name == self._input_name and method in WEIGHING_METHODS:
             return _align_input_range(histogram, sensitivity, chosen, self._scheme)
         return chosen
 

@@ -153,9 +153,7 @@ def probe_int8(evaluator: Evaluator) -> None:
 def choose_forms(evaluator: Evaluator) -> None:
     """Keep those of the scheme's FORMS that are faster here.
 
-    All of them together are timed beside all but one. Each alone would say less: FasterNet-T0 on
-    OpenVINO with AMX takes 1.05 times as long without zero points, 0.8 with GELU as a polynomial,
-    and 0.65 with both.
+    All of them together are timed beside all but one: each must gain beside the others.
     """
     builder = evaluator.builder
     tried = _forms_for(builder)

@@ -1,8 +1,9 @@
 """Times placements of Q/DQ pairs in turns on the target engine, and profiles them.
 
-Latency does not depend on the values of weights and scales, but for the bits that weights have:
-where ONNX Runtime's sessions are exact, 8 bits take longer than 7. So weights are rounded to
-nearest with the scheme's bits, once for all placements, and ranges are min-max here.
+Latency does not depend on the values of weights, but for the bits that they have: where ONNX
+Runtime's sessions are exact, 8 bits take longer than 7. So weights are rounded to nearest with the
+scheme's bits, once for all placements. Ranges are min-max here, and shared as in the file that is
+written: what a Concat joins has one range, without which OpenVINO computes what reads it in float.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from repzoo.quant.calibration.statistics import Statistics
 from repzoo.quant.network.placement import Placement, PlacementSpace
 from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters import qdq_writer, ranges, scales
-from repzoo.quant.parameters.compute import in_form
+from repzoo.quant.parameters.activation_ranges import RangeChooser
+from repzoo.quant.parameters.compute import activation_parameters, in_form
 from repzoo.quant.parameters.gemm_convolution import layer_of
 from repzoo.quant.search.gate import Gate
 
@@ -69,14 +71,16 @@ class PlacementRace:
         self._gate = gate
         self._model = model
         self._scheme = scheme
-        self._ranges = {
-            name: ranges.minmax(histogram)
+        self._statistics = statistics
+        self._choosers: dict[QuantScheme, RangeChooser] = {}
+        parameters = {
+            name: scales.parameters_of(*ranges.minmax(histogram), scheme)
             for name, histogram in statistics.histograms.items()
         }
         self._weights = qdq_writer.round_weights(
             model,
             layer_names(space),
-            self._parameters(scheme),
+            parameters,
             scheme.per_channel,
             scheme.weight_max,
         )
@@ -226,20 +230,20 @@ class PlacementRace:
         graph = qdq_writer.insert_qdq(
             self._model,
             placement,
-            self._parameters(scheme),
+            self._parameters(placement, scheme),
             scheme.per_channel,
             self._weights,
         )
         return replace(self._gate.artifact, model=in_form(graph, scheme))
 
     def _parameters(
-        self, scheme: QuantScheme
+        self, placement: Placement, scheme: QuantScheme
     ) -> dict[str, scales.ActivationParameters]:
-        """Of each activation."""
-        parameters: dict[str, scales.ActivationParameters] = {}
-        for name, (low, high) in self._ranges.items():
-            parameters[name] = scales.parameters_of(low, high, scheme)
-        return parameters
+        """Of each activation that `placement` quantizes."""
+        if scheme not in self._choosers:
+            self._choosers[scheme] = RangeChooser(self._model, self._statistics, scheme)
+        chosen = self._choosers[scheme].choose(placement, "minmax")
+        return activation_parameters(placement, scheme, chosen)
 
 
 def _run(profiler: engines.Profiler | None) -> list[ExecutedOperator] | None:
