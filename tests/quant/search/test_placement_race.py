@@ -119,6 +119,18 @@ def test_an_engine_that_refuses_all_of_them_says_why() -> None:
         quantized_on(Refusing("Conv", "Gemm", "Depthwise"))
 
 
+class Rounding(Refusing):
+    """Refuses nothing, and says that it computes float32 models in bfloat16."""
+
+    def computes_float32_in(self) -> str:
+        return "bfloat16"
+
+
+def test_a_race_says_once_which_engine_computes_in_bfloat16() -> None:
+    warnings = quantized_on(Rounding()).report.warnings
+    assert sum("in bfloat16" in warning for warning in warnings) == 1
+
+
 CONCAT = """<ir_version: 8, opset_import: ["" : 17]>
     g (float[1, 3, 8, 8] data) => (float[1, 4] output)
     {

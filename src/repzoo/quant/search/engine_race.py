@@ -26,7 +26,7 @@ from repzoo import __version__, engines
 from repzoo.artifact import Artifact, Step
 from repzoo.data.batches import map_in_order
 from repzoo.data.dataset import QuantizationSplit
-from repzoo.engines import DEFAULT_ENGINE, Engine
+from repzoo.engines import DEFAULT_ENGINE, Engine, arithmetic
 from repzoo.engines.executed import ExecutedOperator
 from repzoo.engines.probe import probe
 from repzoo.errors import InputError
@@ -241,7 +241,9 @@ def quantize(
     chosen, int8, report = _conclude(
         artifact, contest, entrants, race, profiles, started
     )
-    report = replace(report, warnings=(*_remarks(race), *report.warnings))
+    runners = [entrant.engine for entrant in entrants]
+    remarks = (*_remarks(race), *arithmetic.remarks(runners), *report.warnings)
+    report = replace(report, warnings=tuple(dict.fromkeys(remarks)))
     return RaceResult(chosen, int8, report, timings)
 
 
