@@ -79,7 +79,10 @@ class OpenVino:
         """See `engines.Engine`: bfloat16 on CPUs with AMX."""
         if self._device == "CPU" and is_kept_from_bfloat16():
             return FLOAT32
-        hint = _core().get_property(self._device, "INFERENCE_PRECISION_HINT")
+        try:
+            hint = _core().get_property(self._device, "INFERENCE_PRECISION_HINT")
+        except RuntimeError:
+            return FLOAT32  # a device without this property has no other type
         return ARITHMETIC.get(hint.to_string(), FLOAT32)
 
     def open(

@@ -229,7 +229,6 @@ def evaluate(
     runs = _Runs()
     own_indices = runs.indices_of(artifacts, options.engine)
     reference_indices = runs.indices_of(references, _float_engines(options.engine))
-    remarks += arithmetic.remarks(run.engine for run in runs.runs)
     report = ReadReport()
     predictions = _predict(runs.runs, images, options.resume, report, progress, group)
     results = external.in_order_of(predictions)
@@ -247,7 +246,7 @@ def evaluate(
     return Evaluation(
         tuple(item.record() for item in (*own, *results)),
         _compare_all(_pairs(own, results, reference), options.drop, not by_reference),
-        (*remarks, *top1_only_remarks(runs.runs, predictions), *report.sentences()),
+        (*remarks, *runs.remarks(predictions), *report.sentences()),
         tuple(item.record() for item in reference),
     )
 
@@ -334,6 +333,14 @@ class _Runs:
         runners = [engines.engine(name) for name in engine_names]
         return [
             self._index_of(model, runner) for model in artifacts for runner in runners
+        ]
+
+    def remarks(self, predictions: Sequence[Predictions]) -> list[str]:
+        """What to know of the engines, and of what their models return."""
+        engines_of_runs = [run.engine for run in self.runs]
+        return [
+            *arithmetic.remarks(engines_of_runs),
+            *top1_only_remarks(self.runs, predictions),
         ]
 
     def _index_of(self, artifact: StoredArtifact, engine: Engine) -> int:

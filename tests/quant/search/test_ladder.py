@@ -246,9 +246,7 @@ def test_zero_points_come_back_where_accuracy_needs_them(
     monkeypatch.setattr(verdict, "ENOUGH", 101.0)
     monkeypatch.setattr(verdict, "UNCHANGED", 101.0)
     scheme = replace(load_scheme("ort-cpu"), signed_activations=True)
-    target = Target(
-        engine("onnxruntime"), scheme, placement="everything", may_fall_back=True
-    )
+    target = Target(engine("onnxruntime"), scheme, placement="everything")
     int8, report = ladder.quantize(small(), sets(), target, Budget(force=True))
     first, *_ = report.candidates
     (tried,) = [item for item in report.candidates if "zero points" in item.stage]

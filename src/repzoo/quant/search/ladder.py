@@ -25,8 +25,8 @@ is still smaller.
 Several engines share one calibration pass (`share_calibration`), since statistics are the float
 model's; each has a ladder of its own (engine_race.py).
 
-A placement that the user asked for (`Target.placement`) is not searched, and stays: steps 1 and 5
-are left out.
+A placement that the user asked for (`Target.placement`) is not searched, and stays: of steps 1 and
+5 the zero points alone are left.
 """
 
 from __future__ import annotations
@@ -408,9 +408,11 @@ def climb(
         evaluator.finetune(best, target.finetune_epochs, split.calibration)
         if evaluator.best.verdict >= Verdict.ENOUGH:
             return
+    best = try_zero_points(evaluator, best)
+    if evaluator.best.verdict >= Verdict.ENOUGH:
+        return
     if target.placement != "fastest" and not target.may_fall_back:
         return  # the user wants all of it in INT8, whatever that costs in accuracy
-    best = try_zero_points(evaluator, best)
     # Both start from the best candidate without fine-tuning, whose parameters can be reused.
     try_fallback(evaluator, best, split)
     try_smaller_placements(evaluator, best, search)
