@@ -23,7 +23,7 @@ from repzoo.engines.probe import Limits, probe
 from repzoo.errors import InputError
 from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.search import engine_race
-from repzoo.quant.search.engine_race import Contest
+from repzoo.quant.search.contenders import Contest
 from repzoo.quant.search.ladder import Target
 from repzoo.quant.search.verdict import Budget
 

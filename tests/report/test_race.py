@@ -49,6 +49,9 @@ REFUSED = RaceEntry(
 )
 
 
+SLOWER = replace(INT8, engine="mnn", drop=None, verdict=None)
+
+
 def with_race(race: RaceSummary) -> list[Record[Any]]:
     """The Records of one job whose quantization held a race."""
     rows = []
@@ -63,7 +66,7 @@ def test_a_card_shows_every_entry_and_the_winner() -> None:
     race = RaceSummary(
         objective="latency",
         clients=1,
-        entries=(FLOAT, INT8, REFUSED),
+        entries=(FLOAT, INT8, REFUSED, SLOWER),
         winner=0,
         reason=float_wins(FLOAT, INT8),
     )
@@ -78,6 +81,8 @@ def test_a_card_shows_every_entry_and_the_winner() -> None:
         assert "1.10" in rows[2][6]
         assert rows[3][3:7] == ["–", "–", "–", "–"]
         assert rows[3][-1] == card._words()[language]["race_problem"]
+        assert rows[4][5:8] == [*rows[2][5:7], "–"]
+        assert rows[4][-1] == card._words()[language]["race_slower"]
         assert translate(race.reason, language).split(";")[0] in text
 
 

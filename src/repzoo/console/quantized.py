@@ -102,6 +102,8 @@ def _race_table(race: RaceSummary) -> Table:
     for entry in race.entries:
         cells = race_cells(entry)
         mark = entry.problem or (entry.verdict or "")
+        if entry.could_not_win:
+            mark = "slower"
         if entry is race.chosen:
             mark = "chosen"
         table.add_row(entry.engine, *cells, mark)

@@ -46,7 +46,8 @@ class RaceEntry:
     ratio            time of an image over that of the fastest float: below 1 is faster. Of
                      throughput it is that float's images a second over those of this entry
     drop             Top-1 points lost against float on the gate images; None for float
-    verdict          the gate's, as in QuantizeSummary; None for float
+    verdict          the gate's, as in QuantizeSummary; None for float, and for INT8 that was not
+                     judged, since it could not win
     placement        name of the Q/DQ placement; None for float
     problem          why it is not in the race; "" for one that is
     """
@@ -69,6 +70,16 @@ class RaceEntry:
     def is_timed(self) -> bool:
         """Whether it ran in the race."""
         return self.ratio is not None
+
+    @property
+    def could_not_win(self) -> bool:
+        """Whether it is INT8 that was timed alone, being slower than another that passes."""
+        return self.form == "int8" and self.is_timed and not self.is_judged
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether it is INT8 of which the gate knows the accuracy."""
+        return self.verdict is not None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,9 @@ from repzoo.quant.baselines import registry as baselines
 from repzoo.quant.network.host_arithmetic import adapt_to_host
 from repzoo.quant.network.scheme import default_scheme, load_scheme
 from repzoo.quant.search import engine_race, ladder
+from repzoo.quant.search.contenders import Contest
 from repzoo.quant.search.default_sessions import saturation_remark
-from repzoo.quant.search.engine_race import AUTO, Contest, RaceResult
+from repzoo.quant.search.engine_race import AUTO, RaceResult
 from repzoo.quant.search.frontier import CandidateStore, frontier
 from repzoo.quant.search.gate import QuantReport
 from repzoo.quant.search.verdict import Budget

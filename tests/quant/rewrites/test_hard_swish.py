@@ -21,7 +21,7 @@ from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.parameters.qdq_writer import insert_qdq
 from repzoo.quant.parameters.scales import ActivationParameters, uint8_parameters
 from repzoo.quant.rewrites.hard_swish import with_gates
-from repzoo.quant.search import ladder
+from repzoo.quant.search import ladder, shared_calibration
 from repzoo.quant.search.ladder import Target
 from repzoo.quant.search.verdict import Budget
 
@@ -46,7 +46,7 @@ def network(body: str, output: str = "output = GlobalAveragePool (c)") -> Any:
 
 def quantized(model: onnx.ModelProto, gate: tuple[float, float] = (0, 1)) -> Any:
     """`model` with everything in INT8; `gate` is the range of what a HardSigmoid computes."""
-    form = ladder.form_for(model, SCHEME)
+    form = shared_calibration.form_for(model, SCHEME)
     placement = PlacementSpace(form, SCHEME).starting_placements()[0]
     gates = {
         node.output[0] for node in form.graph.node if node.op_type == "HardSigmoid"
@@ -138,8 +138,8 @@ def test_a_slope_or_a_shift_that_is_not_positive_stays_in_float(
 
 def test_targets_without_it_see_the_graph_as_it_is() -> None:
     model = network(HARD_SWISH)
-    assert ladder.form_for(model, load_scheme("openvino-cpu")) is model
-    assert ladder.form_for(model, load_scheme("rdk-x5")) is model
+    assert shared_calibration.form_for(model, load_scheme("openvino-cpu")) is model
+    assert shared_calibration.form_for(model, load_scheme("rdk-x5")) is model
 
 
 def with_hard_swish(artifact: Artifact) -> Artifact:

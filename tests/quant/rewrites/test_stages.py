@@ -24,6 +24,7 @@ from repzoo.quant.network import layers
 from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.rewrites.stages import STAGES, Stage
 from repzoo.quant.search import ladder, verdict
+from repzoo.quant.search.comparison import FloatComparison
 from repzoo.quant.search.evaluator import Evaluator
 from repzoo.quant.search.gate import Gate
 from repzoo.quant.search.ladder import Target
@@ -64,7 +65,7 @@ def network(outliers: bool = False) -> Artifact:
 @functools.cache
 def make_evaluator() -> Evaluator:
     target = Target(engine("onnxruntime"), load_scheme("per-tensor"), search_seconds=0)
-    gate = Gate(network(), sets().gate, target.engine, Budget())
+    gate = Gate(FloatComparison(network(), sets().gate, target.engine), Budget())
     return ladder.calibrate(gate, sets(), target)[0]
 
 

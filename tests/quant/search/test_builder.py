@@ -22,6 +22,7 @@ from repzoo.quant.parameters import activation_ranges, compute
 from repzoo.quant.parameters.gptq import round_rows
 from repzoo.quant.rewrites.stages import STAGES, Stage
 from repzoo.quant.search import ladder
+from repzoo.quant.search.comparison import FloatComparison
 from repzoo.quant.search.evaluator import Evaluator
 from repzoo.quant.search.fallback import with_fallback
 from repzoo.quant.search.gate import Gate
@@ -32,7 +33,7 @@ from repzoo.quant.search.verdict import Budget
 @functools.cache
 def make_evaluator(scheme: str = "ort-cpu") -> Evaluator:
     target = Target(engine("onnxruntime"), load_scheme(scheme), search_seconds=0)
-    gate = Gate(small(), sets().gate, target.engine, Budget())
+    gate = Gate(FloatComparison(small(), sets().gate, target.engine), Budget())
     return ladder.calibrate(gate, sets(), target)[0]
 
 

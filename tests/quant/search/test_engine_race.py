@@ -25,16 +25,18 @@ from repzoo.artifact import Artifact
 from repzoo.engines import engine
 from repzoo.engines.onnxruntime import OnnxRuntime
 from repzoo.errors import GateError, InputError
-from repzoo.measure import latency, record
+from repzoo.measure import accuracy, latency, record
 from repzoo.measure.host import host
 from repzoo.measure.race_result import Load, RaceEntry
 from repzoo.measure.results import LatencyRatio, PairedAccuracy, QuantizeSummary
+from repzoo.measure.stats import Interval
 from repzoo.quant.network.placement import PlacementSpace
 from repzoo.quant.network.scheme import load_scheme
-from repzoo.quant.search import engine_race, ladder
-from repzoo.quant.search.engine_race import Contest, choose
+from repzoo.quant.search import engine_race, ladder, shared_calibration
+from repzoo.quant.search.contenders import Contest
+from repzoo.quant.search.engine_race import choose
 from repzoo.quant.search.gate import Refusal
-from repzoo.quant.search.ladder import Target
+from repzoo.quant.search.ladder import Ladder, Target
 from repzoo.quant.search.verdict import Budget
 from repzoo.verbs import QuantizeOptions, quantize_model, quantize_targets
 
@@ -134,6 +136,12 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> Ratios:
     measured = latency.ratio
     monkeypatch.setattr(latency, "ratio", ratio)
 
+    def race_ratio(second: latency.Case, first: latency.Case) -> Interval:
+        value = ratios[second.engine.name, "int8"] / ratios[first.engine.name, "int8"]
+        return Interval(value, value * 0.98, value * 1.02)
+
+    monkeypatch.setattr(latency, "race_ratio", race_ratio)
+
     def cost(timing: record.Record[Any], _: object) -> float:
         return ratios[timing.engine["name"], "deploy"]
 
@@ -171,11 +179,14 @@ def test_the_fastest_engine_gets_the_file_which_says_so() -> None:
     assert result.report.record.engine["name"] == "other"
     assert result.report.int8 is None
     for row in race.entries:
-        is_int8 = row.form == "int8"
-        assert (row.drop is not None) == is_int8
-        assert (row.verdict is not None) == is_int8
+        # The slower INT8 could not win, so that nobody looked at its accuracy.
+        assert (row.drop is not None) == (row is race.chosen)
+        assert (row.verdict is not None) == (row is race.chosen)
+        assert row.could_not_win == (row is race.entries[2])
         assert row.bytes
         assert row.p50_ms
+    (remark,) = [line for line in result.report.warnings if "looked at" in line]
+    assert "--engine onnxruntime makes it" in remark
     # As a Record is read again.
     document = json.loads(json.dumps(record.to_json(result.report.record.values)))
     assert record.read_result(QuantizeSummary, document).race == race
@@ -197,26 +208,116 @@ def test_float_is_handed_out_where_int8_cannot_win(made_up: Ratios) -> None:
     assert "--engine onnxruntime, or --objective size" in remark
 
 
+place = Ladder.place
+
+
+def failing_place(self: Ladder, is_probed: bool = False) -> None:
+    if self.target.engine.name == "other":
+        raise InputError("crashed")
+    place(self, is_probed)
+
+
+def climbed_engines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The engines whose ladders are climbed from now on, in their order."""
+    names: list[str] = []
+    original = Ladder.climb
+
+    def climb(self: Ladder) -> Any:
+        names.append(self.target.engine.name)
+        return original(self)
+
+    monkeypatch.setattr(Ladder, "climb", climb)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("int8", "budget", "changes", "climbed"),
+    [
+        # Much slower than INT8 that passes.
+        (0.9, Budget(5), {}, ["other"]),
+        # Slower within what sessions of one file differ by.
+        (0.63, Budget(5), {}, ["other", "onnxruntime"]),
+        # Of size a race says nothing.
+        (0.9, Budget(5), {"objective": "size"}, ["other", "onnxruntime"]),
+        # What only force lets pass keeps nobody out.
+        (0.9, Budget(-200, force=True), {}, ["other", "onnxruntime"]),
+    ],
+)
+def test_accuracy_is_looked_at_where_it_could_matter_the_fastest_engine_first(
+    int8: float,
+    budget: Budget,
+    changes: dict[str, Any],
+    climbed: list[str],
+    made_up: Ratios,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made_up["onnxruntime", "int8"] = int8
+    names = climbed_engines(monkeypatch)
+    both = contest("onnxruntime", "other", **changes)
+    engine_race.quantize(small(), sets(), both, budget)
+    assert names == climbed
+
+
+@pytest.mark.usefixtures("made_up")
+def test_an_engine_that_lost_speed_to_accuracy_is_no_longer_ahead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The ladder of the faster one ends with fewer layers in INT8, slower than the other's."""
+    names = climbed_engines(monkeypatch)
+    climb = Ladder.climb
+
+    def slower(self: Ladder) -> Any:
+        model, report = climb(self)
+        ratio = report.chosen.ratio
+        assert ratio is not None
+        now = replace(ratio, ratio=2 * self.search.best.relative_latency)
+        return model, replace(report, chosen=replace(report.chosen, ratio=now))
+
+    monkeypatch.setattr(Ladder, "climb", slower)
+    both = contest("onnxruntime", "other")
+    engine_race.quantize(small(), sets(), both, Budget(5))
+    assert names == ["other", "onnxruntime"]
+
+
+def test_every_engine_is_judged_by_the_default_engines_float_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runs: list[tuple[str, str]] = []
+    open_run = accuracy.open_run
+
+    def opened(artifact: Artifact, runner: Any, *rest: Any, **options: Any) -> Any:
+        runs.append((runner.name, artifact.form))
+        return open_run(artifact, runner, *rest, **options)
+
+    monkeypatch.setattr(accuracy, "open_run", opened)
+    both = contest("onnxruntime", "other")
+    engine_race.quantize(small(), sets(), both, Budget(5))
+    assert {name for name, form in runs if form == "deploy"} == {"onnxruntime"}
+    # On the selection and on the gate images.
+    assert [form for _, form in runs].count("deploy") == 2
+
+
 @pytest.mark.usefixtures("made_up")
 def test_an_engine_whose_int8_is_refused_or_fails_is_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original = ladder.quantize
+    original = Ladder.climb
 
     def failing(error: Exception) -> Callable[..., Any]:
-        def quantize(artifact: Artifact, split: Any, target: Target, *rest: Any) -> Any:
-            if target.engine.name == "other":
+        def climb(self: Ladder) -> Any:
+            if self.target.engine.name == "other":
                 raise error
-            return original(artifact, split, target, *rest)
+            return original(self)
 
-        return quantize
+        return climb
 
     paired = PairedAccuracy(
         n=100, drop=9.0, drop_low=7.0, drop_high=11.0, p_value=0.0, same_prediction=90.0
     )
     both = contest("onnxruntime", "other")
-    monkeypatch.setattr(ladder, "quantize", failing(Refusal("too much", paired)))
+    monkeypatch.setattr(Ladder, "climb", failing(Refusal("too much", paired)))
     race = engine_race.quantize(small(), sets(), both, Budget(5)).summary
+    # The slower engine is tried after all.
     assert race.chosen is race.entries[2]
     refused = race.entries[3]
     assert (refused.verdict, refused.drop, refused.ratio) == ("refused", 9.0, None)
@@ -224,9 +325,14 @@ def test_an_engine_whose_int8_is_refused_or_fails_is_out(
     alone = contest("other")
     with pytest.raises(GateError, match="too much"):
         engine_race.quantize(small(), sets(), alone, Budget(5))
-    monkeypatch.setattr(ladder, "quantize", failing(InputError("cannot run it")))
+    monkeypatch.setattr(Ladder, "climb", failing(InputError("cannot run it")))
     with pytest.raises(InputError, match="cannot run it"):
         engine_race.quantize(small(), sets(), alone, Budget(5))
+    monkeypatch.setattr(Ladder, "climb", original)
+    monkeypatch.setattr(Ladder, "place", failing_place)
+    race = engine_race.quantize(small(), sets(), both, Budget(5)).summary
+    assert race.chosen is race.entries[2]
+    assert race.entries[3].problem == "crashed"
 
 
 def test_engines_that_cannot_run_the_model_do_not_race(
@@ -256,11 +362,13 @@ def test_a_shared_calibration_gives_each_scheme_what_its_own_would() -> None:
     images = sets().calibration.subset(range(16))
     runner = engine("onnxruntime")
     schemes = [load_scheme("ort-cpu"), load_scheme("openvino-cpu")]
-    shared = ladder.share_calibration(small(), images, schemes, runner)
+    shared = shared_calibration.share_calibration(small(), images, schemes, runner)
     for scheme in schemes:
-        own = ladder.share_calibration(small(), images, [scheme], runner)
-        form = ladder.form_for(own.model, scheme)
-        starts = ladder.starting_placements(small(), PlacementSpace(form, scheme))
+        own = shared_calibration.share_calibration(small(), images, [scheme], runner)
+        form = shared_calibration.form_for(own.model, scheme)
+        starts = shared_calibration.starting_placements(
+            small(), PlacementSpace(form, scheme)
+        )
         first = shared.for_placements(form, starts).statistics
         second = own.calibration.statistics
         assert first.histograms.keys() == second.histograms.keys()

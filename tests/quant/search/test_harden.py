@@ -29,6 +29,7 @@ from repzoo.quant.network.scheme import QuantScheme, load_scheme
 from repzoo.quant.rewrites.stages import Stage
 from repzoo.quant.search import grid_proof, ladder
 from repzoo.quant.search import harden as hardening
+from repzoo.quant.search.comparison import FloatComparison
 from repzoo.quant.search.evaluator import Evaluator
 from repzoo.quant.search.gate import Gate
 from repzoo.quant.search.on_grid import put_on_grid
@@ -183,7 +184,7 @@ def test_what_stays_in_float_is_listed() -> None:
 
 @functools.cache
 def calibrated() -> Evaluator:
-    gate = Gate(kinds(), sets().gate, engine("onnxruntime"), Budget())
+    gate = Gate(FloatComparison(kinds(), sets().gate, engine("onnxruntime")), Budget())
     return ladder.calibrate(gate, sets(), target("rdk-x5"))[0]
 
 

@@ -21,6 +21,7 @@ from repzoo.measure.race_result import Load
 from repzoo.protobuf_stream import clone
 from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.search import kept_search, ladder, placement_search
+from repzoo.quant.search.comparison import FloatComparison
 from repzoo.quant.search.evaluator import Evaluator
 from repzoo.quant.search.gate import Gate
 from repzoo.quant.search.kept_search import KeptPlacement, KeptSearch
@@ -42,7 +43,7 @@ def evaluator(artifact: Artifact | None = None, scheme: str = "ort-cpu") -> Eval
     artifact = artifact or small()
     target = Target(engine("onnxruntime"), load_scheme(scheme))
     split = sets()
-    gate = Gate(artifact, split.gate, target.engine, Budget())
+    gate = Gate(FloatComparison(artifact, split.gate, target.engine), Budget())
     return ladder.calibrate(gate, split, target)[0]
 
 

@@ -29,6 +29,7 @@ from repzoo.engines import engine
 from repzoo.errors import GateError, InputError
 from repzoo.graph.tools.int8_share import int8_share
 from repzoo.measure import accuracy
+from repzoo.measure.predictions import ModelPredictions
 from repzoo.measure.results import LatencyRatio, Setting
 from repzoo.quant.baselines import registry
 from repzoo.quant.network.placement import PlacementSpace
@@ -373,7 +374,7 @@ def test_an_unreadable_calibration_image_shifts_no_margin() -> None:
     split = open_source("digits").split_for_quantization(256, 0)
     broken = replace(split, calibration=break_image(split.calibration, 3))
     target = Target(engine("onnxruntime"), load_scheme("ort-cpu"), search_seconds=0)
-    gate = Gate(linear(), split.gate, target.engine, Budget())
+    gate = Gate(FloatComparison(linear(), split.gate, target.engine), Budget())
     evaluator, _ = ladder.calibrate(gate, broken, target)
     margins, targets = evaluator.comparison._more_margins[0]
     assert len(margins.classes) == len(targets) == len(split.calibration) - 1
@@ -502,13 +503,15 @@ def test_ladders_that_share_run_the_float_model_once(
 
     monkeypatch.setattr(accuracy, "open_run", counted)
     target = Target(engine("onnxruntime"), load_scheme("ort-cpu"), search_seconds=0)
-    sharing = ladder.Sharing(profiled=False)
     reports = []
+    predictions: Sequence[ModelPredictions] = ()
     for _ in range(2):
-        _, report = ladder.quantize(
-            small(), sets(), target, Budget(5.0), sharing=sharing
-        )
+        own = ladder.Ladder(small(), sets(), target, Budget(5.0))
+        own.know_float(predictions)
+        own.place()
+        _, report = own.climb()
         reports.append(report)
+        predictions = own.float_predictions
     assert opened.count("deploy") == 2  # on the selection and on the gate images
     first, second = (report.paired.values for report in reports)
     assert first.first_top1 == second.first_top1

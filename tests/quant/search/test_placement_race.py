@@ -27,7 +27,8 @@ from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.parameters.activation_ranges import choose_ranges
 from repzoo.quant.parameters.compute import activation_parameters
 from repzoo.quant.search import engine_race
-from repzoo.quant.search.engine_race import Contest, RaceResult
+from repzoo.quant.search.contenders import Contest
+from repzoo.quant.search.engine_race import RaceResult
 from repzoo.quant.search.ladder import Target
 from repzoo.quant.search.placement_race import PlacementRace
 from repzoo.quant.search.verdict import Budget
@@ -170,7 +171,7 @@ def test_what_a_concat_joins_has_one_scale_in_the_race_too() -> None:
     artifact = replace(small(), model=model, labels=tuple("abcd"))
     gate: Any = SimpleNamespace(artifact=artifact)
     race = PlacementRace(gate, model, statistics, scheme, space)
-    written = race._write(everything).model
+    written = race.write(everything).model
     stored = {
         item.name: numpy_helper.to_array(item) for item in written.graph.initializer
     }

@@ -26,6 +26,7 @@ from repzoo.plugins import Plugin, PluginTable, unknown
 from repzoo.progress import Progress, silent
 from repzoo.protobuf_stream import clone
 from repzoo.quant.parameters import qdq_writer
+from repzoo.quant.search.comparison import FloatComparison
 from repzoo.quant.search.gate import Gate, QuantReport, ReportContext, require_folded
 from repzoo.quant.search.verdict import Budget
 
@@ -178,8 +179,8 @@ def quantize(
     )
     model = quantizer(task)
     report.check(split.calibration.name, len(split.calibration))
-    gate = Gate(artifact, split.gate, engine, budget, progress)
-    gate.load = load
+    comparison = FloatComparison(artifact, split.gate, engine, progress)
+    gate = Gate(comparison, budget, load=load)
     quantized = artifact.then(model, Step("quantize", __version__))
     measured, paired = gate.measure(name, quantized)
     settings = {"calibration_images": len(split.calibration), **asdict(budget)}

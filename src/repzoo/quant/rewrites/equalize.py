@@ -154,36 +154,34 @@ class _LayerMagnitudes:
         self.peaks = np.abs(taps).max(axis=3)
         self.energy = (taps**2).sum(axis=3)
 
-    def _scaled(self, sizes: Float, into: Float, out: Float) -> Float:
-        """`sizes` [G, O/G, C/G] of the weights after rescaling by factors `into` [C], `out` [O]."""
-        scaled = sizes * into.reshape(len(sizes), 1, -1)
-        scaled /= out.reshape(len(sizes), -1, 1)
-        return np.asarray(scaled)
+    def _by_group(self, values: Float) -> Float:
+        """`values` of input or output channels as [G, channels/G]."""
+        return values.reshape(len(self.peaks), -1)
 
     def add_peaks(
         self, factors: Float, written: Float | None, read: Float | None
     ) -> None:
         """Raise `written` and `read` [labels] to this layer's largest rescaled weights."""
-        sizes = self._scaled(self.peaks, factors[self.into], factors[self.out])
+        into = self._by_group(factors[self.into])
+        out = self._by_group(factors[self.out])
         if written is not None:
-            by_output = sizes.max(axis=2)
+            by_output = (self.peaks * into[:, None, :]).max(axis=2) / out
             np.maximum.at(written, self.out, by_output.reshape(-1))
         if read is not None:
-            by_input = sizes.max(axis=1)
+            by_input = (self.peaks / out[:, :, None]).max(axis=1) * into
             np.maximum.at(read, self.into, by_input.reshape(-1))
 
     def add_energy(
         self, factors: Float, written: Float | None, read: Float | None
     ) -> None:
         """Add this layer's sums of squared rescaled weights to `written` and `read` [labels]."""
-        into = factors[self.into] ** 2
-        out = factors[self.out] ** 2
-        sizes = self._scaled(self.energy, into, out)
+        into = self._by_group(factors[self.into]) ** 2
+        out = self._by_group(factors[self.out]) ** 2
         if written is not None:
-            by_output = sizes.sum(axis=2)
+            by_output = (self.energy @ into[:, :, None])[:, :, 0] / out
             np.add.at(written, self.out, by_output.reshape(-1))
         if read is not None:
-            by_input = sizes.sum(axis=1)
+            by_input = (1 / out[:, None, :] @ self.energy)[:, 0] * into
             np.add.at(read, self.into, by_input.reshape(-1))
 
 

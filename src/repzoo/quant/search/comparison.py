@@ -51,14 +51,20 @@ class FloatComparison:
         engine: Engine,
         progress: Progress = silent,
         batch: int = accuracy.BATCH,
+        float_engine: Engine | None = None,
     ) -> None:
-        """`batch` is the number of images in a call of the engine, at most `accuracy.BATCH`."""
+        """See FloatComparison.
+
+        batch         images in a call of the engine, at most `accuracy.BATCH`
+        float_engine  runs the float model; None: `engine`, which runs the others
+        """
         self.artifact = artifact
         self.images = images
         self.batch = batch
         if not images.labeled:
             self.images = with_output_classes(images, artifact)
         self.engine = engine
+        self.float_engine = float_engine or engine
         self.progress = progress
         self.report = ReadReport()  # images that could not be read
         self.head = find_head(artifact.model)
@@ -70,6 +76,17 @@ class FloatComparison:
         self._keeps_logits = not has_classes or len(images) * classes <= MAX_LOGITS
         self._more_margins: list[tuple[Margins, npt.NDArray[np.int64]]] = []
         self._float: accuracy.ModelPredictions | None = None
+
+    def on(self, images: Dataset) -> FloatComparison:
+        """The same on other images."""
+        return FloatComparison(
+            self.artifact,
+            images,
+            self.engine,
+            self.progress,
+            self.batch,
+            self.float_engine,
+        )
 
     def compare(self, quantized: Artifact) -> Record[PairedAccuracy]:
         """`quantized` against the float model, image by image, by what the head means."""
@@ -113,12 +130,14 @@ class FloatComparison:
 
         The float model runs along where it has not run yet.
         """
-        artifacts = [*models] if self._float else [self.artifact, *models]
-        if not artifacts:
+        cases = [(model, self.engine) for model in models]
+        if not self._float:
+            cases.insert(0, (self.artifact, self.float_engine))
+        if not cases:
             return []
         runs: list[accuracy.EvaluationRun] = []
-        for artifact in artifacts:
-            runs.append(accuracy.open_run(artifact, self.engine, batch=self.batch))
+        for artifact, engine in cases:
+            runs.append(accuracy.open_run(artifact, engine, batch=self.batch))
         # What cannot be read is reported once, not for every model.
         report = ReadReport() if self._float else self.report
         predictions = accuracy.evaluate(

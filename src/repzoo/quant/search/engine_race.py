@@ -1,8 +1,8 @@
 """Chooses an engine and a form: the fastest of {engines} x {float, INT8} that passes the gate.
 
-1. The float model is calibrated once, for the schemes of all engines (ladder.py).
-2. Each engine that computes INT8 has a ladder of its own. Each is judged on the gate images by what
-   that engine computes.
+1. The float model is calibrated once, for the schemes of all engines (shared_calibration.py).
+2. Each engine that computes INT8 has a ladder of its own (contenders.py). Engines whose INT8 could
+   not win are not judged. The others are, by what the default engine computes for the float model.
 3. Float and INT8 of all engines are timed in one interleaved race.
 4. The best INT8 file that passes the gate wins, unless the fastest float is faster beyond noise:
    the whole interval of the ratio is above 1. Then float wins. Within noise the smaller INT8 does.
@@ -21,6 +21,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from repzoo import __version__, engines
 from repzoo.artifact import Artifact, Step
@@ -31,43 +32,26 @@ from repzoo.engines.executed import ExecutedOperator
 from repzoo.engines.probe import probe
 from repzoo.errors import InputError
 from repzoo.measure import latency
-from repzoo.measure.predictions import ModelPredictions
-from repzoo.measure.race_result import Load, Objective, RaceEntry, RaceSummary
+from repzoo.measure.race_result import Objective, RaceEntry, RaceSummary
 from repzoo.measure.record import Record
 from repzoo.measure.results import Latency, LatencyRatio, PairedAccuracy
 from repzoo.progress import Progress, silent
 from repzoo.quant.network.scheme import schemes
 from repzoo.quant.search import gate as gating
-from repzoo.quant.search import ladder
-from repzoo.quant.search.evaluator import Keep, free_memory
+from repzoo.quant.search.contenders import Contender, Contest, make_contenders
+from repzoo.quant.search.evaluator import Keep
 from repzoo.quant.search.gate import QuantReport, Refusal
-from repzoo.quant.search.ladder import Sharing, Target
-from repzoo.quant.search.messages import float_wins, int8_wins, smallest_wins
+from repzoo.quant.search.messages import (
+    could_not_win,
+    float_wins,
+    int8_wins,
+    smallest_wins,
+)
 from repzoo.quant.search.operator_times import operator_times
 from repzoo.quant.search.verdict import Budget, Verdict
 from repzoo.remark import Remark
 
 AUTO = "auto"  # the engine's name that asks for a race
-
-
-@dataclass(frozen=True)
-class Contest:
-    """Who takes part in a race, and what decides it.
-
-    targets          engines that compute INT8, each with its scheme
-    float_only       engines that run the float model alone
-    hands_out_float  whether float may win; else the best INT8 is written whatever it costs
-    """
-
-    targets: tuple[Target, ...]
-    float_only: tuple[Engine, ...] = ()
-    objective: Objective = "latency"
-    hands_out_float: bool = True
-
-    @property
-    def load(self) -> Load:
-        """How sessions are used while they are timed."""
-        return self.targets[0].load
 
 
 @dataclass(frozen=True)
@@ -95,10 +79,15 @@ class RaceResult:
 
 @dataclass(frozen=True)
 class _Entrant:
-    """A form of the model on an engine, before it is timed. Its fields are those of RaceEntry."""
+    """A form of the model on an engine, before it is timed. Its fields are those of RaceEntry.
+
+    artifact  None where the engine has none. INT8 without a report is for timing alone
+    """
 
     engine: Engine
+    form: Literal["deploy", "int8"]
     artifact: Artifact | None = None
+    placement: str | None = None
     report: QuantReport | None = None
     refusal: Refusal | None = None
     problem: str = ""
@@ -106,7 +95,7 @@ class _Entrant:
     @property
     def is_float(self) -> bool:
         """Whether it is the float model."""
-        return self.artifact is not None and self.report is None
+        return self.form == "deploy"
 
     @property
     def paired(self) -> PairedAccuracy | None:
@@ -120,7 +109,8 @@ class _Entrant:
         entry = RaceEntry(
             engine=self.engine.name,
             version=self.engine.version(),
-            form="deploy" if self.is_float else "int8",
+            form=self.form,
+            placement=self.placement,
             problem=self.problem,
         )
         if self.artifact is not None:
@@ -129,8 +119,6 @@ class _Entrant:
         if self.paired is not None:
             verdict = Verdict.REFUSED if self.report is None else self.report.verdict
             entry = replace(entry, drop=self.paired.drop, verdict=verdict.name.lower())
-        if self.report is not None:
-            entry = replace(entry, placement=self.report.chosen.placement)
         return entry
 
 
@@ -199,31 +187,16 @@ def quantize(
     keep  gives, for an engine, what is called with each candidate made for it
 
     Raises:
-        InputError: see `ladder.quantize`; or no engine runs the model.
+        InputError: see `Ladder`; or no engine runs the model.
         GateError: the drop of INT8 is proven above the budget on every engine.
     """
     started = time.perf_counter()
-    entrants = [_Entrant(target.engine, artifact) for target in contest.targets]
-    entrants += [_Entrant(runner, artifact) for runner in contest.float_only]
-    shared = ladder.share_calibration(
-        artifact,
-        split.calibration,
-        [target.scheme for target in contest.targets],
-        contest.targets[0].engine,
-        progress,
-    )
-    int8_entrants: list[_Entrant] = []
-    predictions: list[ModelPredictions] = []
-    profiles: dict[str, Sequence[ExecutedOperator]] = {}
-    for target in contest.targets:
-        kept = keep(target.engine) if keep else None
-        # The only engine there is may as well crash here.
-        probed = len(contest.targets) > 1 and target.engine.name != DEFAULT_ENGINE
-        sharing = Sharing(shared, kept, False, predictions, profiles, probed)
-        int8_entrants.append(
-            _quantize_for(artifact, split, target, budget, progress, sharing)
-        )
-        free_memory()
+    runners = [target.engine for target in contest.targets]
+    runners += contest.float_only
+    entrants = [_Entrant(runner, "deploy", artifact) for runner in runners]
+    contenders = make_contenders(artifact, split, contest, budget, progress, keep)
+    profiles = {item.engine.name: item.profile for item in contenders}
+    int8_entrants = [_int8_entrant(item) for item in contenders]
     _require_any(int8_entrants)
     entrants += int8_entrants
     entries, timings, busy = _race(entrants, contest, progress)
@@ -241,7 +214,6 @@ def quantize(
     chosen, int8, report = _conclude(
         artifact, contest, entrants, race, profiles, started
     )
-    runners = [entrant.engine for entrant in entrants]
     remarks = (*_remarks(race), *arithmetic.remarks(runners), *report.warnings)
     report = replace(report, warnings=tuple(dict.fromkeys(remarks)))
     return RaceResult(chosen, int8, report, timings)
@@ -252,6 +224,9 @@ def _remarks(race: RaceSummary) -> list[str]:
     remarks: list[str] = []
     if race.chosen.form == "deploy":
         remarks.append(race.reason)
+    for entry in race.entries:
+        if entry.could_not_win:
+            remarks.append(could_not_win(entry))
     if race.busy:
         # No interval shows it: an engine with threads of its own is held up in all rounds alike.
         remarks.append(
@@ -263,29 +238,21 @@ def _remarks(race: RaceSummary) -> list[str]:
     return remarks
 
 
-def _quantize_for(
-    artifact: Artifact,
-    split: QuantizationSplit,
-    target: Target,
-    budget: Budget,
-    progress: Progress,
-    sharing: Sharing,
-) -> _Entrant:
-    """INT8 for one engine, or why there is none."""
-    try:
-        int8, report = ladder.quantize(
-            artifact, split, target, budget, progress, sharing
-        )
-    except Refusal as refusal:
-        return _Entrant(target.engine, refusal=refusal, problem="refused by the gate")
-    except InputError as error:
-        return _Entrant(target.engine, problem=str(error))
-    return _Entrant(target.engine, int8, report)
+def _int8_entrant(contender: Contender) -> _Entrant:
+    return _Entrant(
+        contender.engine,
+        "int8",
+        contender.artifact,
+        contender.placement,
+        contender.report,
+        contender.refusal,
+        contender.problem,
+    )
 
 
 def _require_any(int8_entrants: Sequence[_Entrant]) -> None:
     """Raise what the first engine complained of, where no engine has an INT8 model."""
-    if any(entrant.artifact for entrant in int8_entrants):
+    if any(entrant.report for entrant in int8_entrants):
         return
     for entrant in int8_entrants:
         if entrant.refusal is not None:
@@ -296,7 +263,7 @@ def _require_any(int8_entrants: Sequence[_Entrant]) -> None:
 def _require_int8(entries: Sequence[RaceEntry]) -> None:
     """Raise where no engine could time its INT8 model."""
     int8 = [entry for entry in entries if entry.form == "int8"]
-    if not any(entry.is_timed for entry in int8):
+    if not any(entry.is_timed and entry.is_judged for entry in int8):
         raise InputError(f"no engine could time its INT8 model: {int8[0].problem}")
 
 
@@ -402,7 +369,7 @@ def best_int8_of(entries: Sequence[RaceEntry], objective: Objective) -> int:
     """
     int8: list[int] = []
     for index, entry in enumerate(entries):
-        if entry.is_timed and entry.form == "int8":
+        if entry.is_timed and entry.is_judged:
             int8.append(index)
 
     def rank(index: int) -> tuple[bool, tuple[float, float]]:
@@ -426,15 +393,14 @@ def _conclude(
     contest: Contest,
     entrants: Sequence[_Entrant],
     race: RaceSummary,
-    profiles: Mapping[str, Sequence[ExecutedOperator]],
+    profiles: Mapping[str, Sequence[ExecutedOperator] | None],
     started: float,
 ) -> tuple[Artifact, Artifact, QuantReport]:
     """(the winner's model, the best INT8 model, its report with the race)."""
     best = entrants[best_int8_of(race.entries, contest.objective)]
     assert best.artifact is not None
     assert best.report is not None
-    values = replace(
-        best.report.record.values,
+    report = best.report.with_values(
         race=race,
         operators=operator_times(
             best.engine,
@@ -445,8 +411,6 @@ def _conclude(
         ),
         seconds=round(time.perf_counter() - started, 1),
     )
-    record = replace(best.report.record, values=values)
-    report = replace(best.report, record=record)
     if race.chosen.form == "int8":
         return best.artifact, best.artifact, report
     settings = {

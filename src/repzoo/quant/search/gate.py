@@ -21,23 +21,20 @@ from typing import Any
 from repzoo import __version__
 from repzoo.artifact import Artifact, Step
 from repzoo.data.batches import map_in_order
-from repzoo.data.dataset import Dataset
 from repzoo.engines import Engine, arithmetic
 from repzoo.errors import GateError, InputError
 from repzoo.measure import latency
-from repzoo.measure.accuracy import BATCH
-from repzoo.measure.race_result import ALONE
+from repzoo.measure.race_result import ALONE, Load
 from repzoo.measure.record import Record, full_identity_of, share_of
 from repzoo.measure.results import (
     LatencyRatio,
-    OperatorTime,
     PairedAccuracy,
     PlacementTrial,
     QuantizeSummary,
 )
 from repzoo.measure.sentences import gate_sentence
 from repzoo.printable import signed
-from repzoo.progress import Progress, silent
+from repzoo.progress import Progress
 from repzoo.quant.parameters import sqnr
 from repzoo.quant.parameters.sqnr import LayerSqnr
 from repzoo.quant.search import messages
@@ -61,7 +58,6 @@ class ReportContext:
     remarks   on the images and on what could not be tried
     started   time.perf_counter() when the work began
     trials    moves that the placement search timed; None where there was no search
-    operators  time by kind of operator, where the engine has profiles
     phases    seconds that calibration, placement search and gate took, where there are these
     """
 
@@ -72,7 +68,6 @@ class ReportContext:
     started: float
     trials: tuple[PlacementTrial, ...] | None = None
     phases: Mapping[str, float] | None = None
-    operators: tuple[OperatorTime, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +95,11 @@ class QuantReport(Summarized):
     def passes(self) -> bool:
         """Whether the gate let the model pass without force."""
         return self.verdict.passes
+
+    def with_values(self, **changes: Any) -> QuantReport:
+        """This report with other values in its Record."""
+        values = replace(self.record.values, **changes)
+        return replace(self, record=replace(self.record, values=values))
 
     @property
     def engine_name(self) -> str:
@@ -170,22 +170,35 @@ class Gate:
 
     def __init__(
         self,
-        artifact: Artifact,
-        images: Dataset,
-        engine: Engine,
+        comparison: FloatComparison,
         budget: Budget,
-        progress: Progress = silent,
         precision: str = "INT8",
-        batch: int = BATCH,
+        load: Load = ALONE,
     ) -> None:
-        """See FloatComparison; `precision` is what the models that it judges are called."""
-        self.precision = precision
-        self.load = ALONE
-        self.artifact = artifact
-        self.engine = engine
+        """What is judged on the images of `comparison`, by its engine.
+
+        precision  what the models that it judges are called
+        load       how sessions are used while they are timed
+        """
+        self.comparison = comparison
         self.budget = budget
-        self.progress = progress
-        self.comparison = FloatComparison(artifact, images, engine, progress, batch)
+        self.precision = precision
+        self.load = load
+
+    @property
+    def artifact(self) -> Artifact:
+        """The float model."""
+        return self.comparison.artifact
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that will run what is judged."""
+        return self.comparison.engine
+
+    @property
+    def progress(self) -> Progress:
+        """What is told how far the work is."""
+        return self.comparison.progress
 
     @property
     def candidate_seconds(self) -> float:
@@ -379,7 +392,6 @@ def summarize(
         layers=tuple(layer.to_json() for layer in chosen.layers),
         max_drop=context.budget.max_drop,
         placement_trials=context.trials,
-        operators=context.operators,
         stages=context.phases,
         float_top1=paired.first_top1,
         top1=paired.top1,

@@ -210,8 +210,8 @@ def quantize(
     if half is BFLOAT16:
         _require_bfloat16(runner)
     started = time.perf_counter()
-    gate = Gate(artifact, split.gate, runner, budget, progress, precision.upper())
-    gate.load = load
+    comparison = FloatComparison(artifact, split.gate, runner, progress)
+    gate = Gate(comparison, budget, precision.upper(), load)
     measured = measure(artifact, split.calibration, runner, progress, half)
     calibrated = time.perf_counter()
     ladder = _Ladder(gate, split, measured, half)
@@ -233,9 +233,7 @@ def quantize(
     context = ReportContext(settings, images, budget, remarks, started, phases=phases)
     paired = _worse(budget, in_arithmetic, on_engine)
     converted, report = gate.conclude(best, ladder.candidates, paired, context)
-    record = report.record
-    values = replace(record.values, half=summary)
-    return converted, replace(report, record=replace(record, values=values))
+    return converted, report.with_values(half=summary)
 
 
 def _require_bfloat16(runner: Engine) -> None:

@@ -38,6 +38,7 @@ from repzoo.quant.parameters.stored_activations import KEY, as_document
 from repzoo.quant.search import gate as gating
 from repzoo.quant.search import ladder, messages
 from repzoo.quant.search.candidate import Candidate
+from repzoo.quant.search.comparison import FloatComparison
 from repzoo.quant.search.evaluator import free_memory
 from repzoo.quant.search.gate import Gate
 from repzoo.quant.search.grid_proof import (
@@ -121,9 +122,10 @@ def harden(
     scheme = target.scheme
     # Before the work: it may refuse an operator.
     limit_version(artifact.model, scheme.opset, scheme.ir_version)
-    gate = Gate(
-        artifact, split.gate, target.engine, budget, progress, batch=SIMULATED_BATCH
+    comparison = FloatComparison(
+        artifact, split.gate, target.engine, progress, SIMULATED_BATCH
     )
+    gate = Gate(comparison, budget)
     evaluator, remarks = ladder.calibrate(gate, split, target)
     search = ToolSearch(evaluator, split.calibration)
     write = partial(_written, artifact, scheme)

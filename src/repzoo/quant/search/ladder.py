@@ -33,36 +33,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import onnx
 
 from repzoo.artifact import Artifact
-from repzoo.data.dataset import Dataset, QuantizationSplit
+from repzoo.data.dataset import QuantizationSplit
 from repzoo.engines import Engine, arithmetic
 from repzoo.engines.executed import ExecutedOperator
-from repzoo.errors import InputError
 from repzoo.measure.predictions import ModelPredictions
 from repzoo.measure.race_result import ALONE, Load
-from repzoo.measure.results import OperatorTime
 from repzoo.progress import Progress, silent
 from repzoo.quant.network.placement import Placement, PlacementSpace
 from repzoo.quant.network.scheme import QuantScheme
-from repzoo.quant.parameters import qdq_writer
-from repzoo.quant.rewrites.hard_swish import with_gates
 from repzoo.quant.rewrites.single_nodes import single_node_remarks, with_single_nodes
 from repzoo.quant.rewrites.stages import STAGES, FloatModel
 from repzoo.quant.search.builder import Builder
-from repzoo.quant.search.calibrator import Calibration, Calibrator, observed_by
+from repzoo.quant.search.calibrator import Calibrator
 from repzoo.quant.search.comparison import FloatComparison
-from repzoo.quant.search.evaluator import (
-    BuiltCandidate,
-    Evaluator,
-    Keep,
-    free_memory,
-)
+from repzoo.quant.search.evaluator import BuiltCandidate, Evaluator, Keep
 from repzoo.quant.search.fallback import rank_layers, with_fallback
 from repzoo.quant.search.gate import (
     Gate,
@@ -77,11 +67,18 @@ from repzoo.quant.search.placement_choice import (
     choose_forms,
     fastest_placement,
     gelu_remarks,
+    model_for_timing,
     probe_int8,
     requested_placement,
 )
 from repzoo.quant.search.placement_search import SearchResult
 from repzoo.quant.search.rewrite_cache import RewriteCache
+from repzoo.quant.search.shared_calibration import (
+    SharedCalibration,
+    form_for,
+    share_calibration,
+    starting_placements,
+)
 from repzoo.quant.search.verdict import Budget, Verdict
 
 FALLBACK_COUNTS = (1, 3, 8)  # layers that leave INT8, one candidate each
@@ -118,38 +115,137 @@ class Target:
 
 @dataclass(frozen=True)
 class Sharing:
-    """What several ladders of one float model share. Each part may be absent.
+    """What a ladder shares with those of other engines. Each part may be absent.
 
-    calibration  see `share_calibration`
-    keep         is called with each candidate and its model, which are let go otherwise
-    profiled     whether the report has operator times; the race adds them to the winner's alone
-    predictions  of the float model, by the ladder that ran it first: the default engine's, which
-                 computes in float32
-    profiles     what each engine, by name, executes for the model of its ladder, where known
-    probed       whether INT8 runs in a child process first: an engine that crashes must not end
-                 what others have a part in
+    calibration   see `share_calibration`
+    float_engine  computes what the float model predicts; None: the target's engine
+    keep          is called with each candidate and its model, which are let go otherwise
     """
 
     calibration: SharedCalibration | None = None
+    float_engine: Engine | None = None
     keep: Keep | None = None
-    profiled: bool = True
-    predictions: list[ModelPredictions] = field(default_factory=list)
-    profiles: dict[str, Sequence[ExecutedOperator]] = field(default_factory=dict)
-    probed: bool = False
 
-    def know_float(self, comparisons: Sequence[FloatComparison]) -> None:
-        """Give what another ladder's float model predicted to the comparisons of this one."""
-        for comparison, known in zip(comparisons, self.predictions, strict=False):
+
+class Ladder:
+    """The ladder of one engine for the folded float `artifact`: `place` first, then `climb`.
+
+    search   what `place` found
+    profile  what the engine executes for the model that `climb` made, where that is known
+    """
+
+    search: SearchResult
+    profile: Sequence[ExecutedOperator] | None = None
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        split: QuantizationSplit,
+        target: Target,
+        budget: Budget,
+        progress: Progress = silent,
+        sharing: Sharing | None = None,
+    ) -> None:
+        """Runs the calibration pass, unless it is shared.
+
+        Raises:
+            InputError: not a folded float model, or images that cannot be used.
+        """
+        require_folded(artifact)
+        sharing = sharing or Sharing()
+        self._started = time.perf_counter()
+        self.target = target
+        self._split = split
+        self._budget = budget
+        images = FloatComparison(
+            artifact,
+            split.gate,
+            target.engine,
+            progress,
+            float_engine=sharing.float_engine,
+        )
+        self._gate = Gate(images, budget, load=target.load)
+        self._evaluator, self._remarks = calibrate(
+            self._gate, split, target, sharing.calibration
+        )
+        self._evaluator.keep = sharing.keep
+        seconds = time.perf_counter() - self._started
+        if sharing.calibration is not None:
+            seconds = sharing.calibration.seconds
+        self._phases = {"calibrate": seconds}
+
+    def place(self, is_probed: bool = False) -> None:
+        """Find what runs in INT8.
+
+        is_probed  whether INT8 runs in a child process first: an engine that crashes must not end
+                   what others have a part in
+
+        Raises:
+            InputError: the engine runs no INT8 model.
+        """
+        started = time.perf_counter()
+        if is_probed:
+            probe_int8(self._evaluator)
+        self.search, remarks = _place(
+            self._evaluator, self.target, self._phases["calibrate"]
+        )
+        self._remarks += remarks
+        self._phases["place"] = time.perf_counter() - started
+
+    def timing_model(self) -> Artifact:
+        """The placement that `place` found, for timing alone: no image set its rounding."""
+        return model_for_timing(self._evaluator, self.search.best.placement)
+
+    def know_float(self, predictions: Sequence[ModelPredictions]) -> None:
+        """Take what another ladder's `float_predictions` are; none: the float model runs."""
+        for comparison, known in zip(self._comparisons, predictions, strict=False):
             comparison.know_float(known)
 
-    def keep_float(self, comparisons: Sequence[FloatComparison]) -> None:
-        """Keep what the float model of this ladder predicted."""
-        known: list[ModelPredictions] = []
-        for comparison in comparisons:
-            predictions = comparison.float_predictions
-            assert predictions is not None  # candidates were compared with it
-            known.append(predictions)
-        self.predictions[:] = known
+    @property
+    def float_predictions(self) -> list[ModelPredictions]:
+        """What the float model predicts on the selection and on the gate images, after `climb`."""
+        known = [comparison.float_predictions for comparison in self._comparisons]
+        return [predictions for predictions in known if predictions is not None]
+
+    @property
+    def _comparisons(self) -> tuple[FloatComparison, FloatComparison]:
+        return self._evaluator.comparison, self._gate.comparison
+
+    def climb(self) -> tuple[Artifact, QuantReport]:
+        """Try one candidate after another; the chosen INT8 model, judged by the gate.
+
+        Raises:
+            Refusal: the drop is proven above the budget on the gate images.
+        """
+        evaluator = self._evaluator
+        climb(evaluator, self.search, self._split, self.target)
+        best = evaluator.best
+        started = time.perf_counter()
+        paired = self._gate.comparison.compare(best.artifact)
+        self.profile = _known_profile(self.search, best.timed.placement)
+        self._phases["gate"] = time.perf_counter() - started
+        remarks = [
+            *self._remarks,
+            *evaluator.comparison.report.sentences(),
+            *gelu_remarks(evaluator),
+        ]
+        phases = {name: round(seconds, 2) for name, seconds in self._phases.items()}
+        context = ReportContext(
+            _step_settings(evaluator, self.target, self._budget, best.build.scheme),
+            describe_images(self._split),
+            self._budget,
+            remarks,
+            self._started,
+            self.search.trials,
+            phases,
+        )
+        return self._gate.conclude(
+            best,
+            evaluator.candidates,
+            paired,
+            context,
+            lambda: evaluator.diagnose(best, self._split.gate),
+        )
 
 
 def quantize(
@@ -158,66 +254,23 @@ def quantize(
     target: Target,
     budget: Budget,
     progress: Progress = silent,
-    sharing: Sharing | None = None,
 ) -> tuple[Artifact, QuantReport]:
     """The INT8 artifact of the folded float `artifact`, with the report.
-
-    sharing  with the ladders of other engines
 
     Raises:
         InputError: not a folded float model, or images that cannot be used.
         GateError: the drop of the chosen candidate is proven above the budget on the gate images.
     """
-    require_folded(artifact)
-    sharing = sharing or Sharing()
     started = time.perf_counter()
-    gate = Gate(artifact, split.gate, target.engine, budget, progress)
-    gate.load = target.load
-    evaluator, remarks = calibrate(gate, split, target, sharing.calibration)
-    evaluator.keep = sharing.keep
-    comparisons = (evaluator.comparison, gate.comparison)
-    sharing.know_float(comparisons)
-    calibrate_seconds = time.perf_counter() - started
-    if sharing.calibration is not None:
-        calibrate_seconds = sharing.calibration.seconds
-    place_started = time.perf_counter()
-    if sharing.probed:
-        probe_int8(evaluator)
-    search, found_remarks = _place(evaluator, target, calibrate_seconds)
-    remarks += found_remarks
-    place_seconds = time.perf_counter() - place_started
-    climb(evaluator, search, split, target)
-    best = evaluator.best
-    gate_started = time.perf_counter()
-    paired = gate.comparison.compare(best.artifact)
-    sharing.keep_float(comparisons)
-    profile = _known_profile(search, best.timed.placement)
-    if profile is not None:
-        sharing.profiles[target.engine.name] = profile
-    phases = {
-        "calibrate": round(calibrate_seconds, 2),
-        "place": round(place_seconds, 2),
-        "gate": round(time.perf_counter() - gate_started, 2),
-    }
-    remarks += evaluator.comparison.report.sentences()
-    remarks += gelu_remarks(evaluator)
-    context = ReportContext(
-        _step_settings(evaluator, target, budget, best.build.scheme),
-        describe_images(split),
-        budget,
-        remarks,
-        started,
-        search.trials,
-        phases,
-        _operator_times(evaluator, best, profile) if sharing.profiled else None,
-    )
-    return gate.conclude(
-        best,
-        evaluator.candidates,
-        paired,
-        context,
-        lambda: evaluator.diagnose(best, split.gate),
-    )
+    ladder = Ladder(artifact, split, target, budget, progress)
+    ladder.place()
+    int8, report = ladder.climb()
+    if not target.scheme.runs_on_board:
+        operators = operator_times(
+            target.engine, artifact, int8, target.load.threads, ladder.profile
+        )
+        report = report.with_values(operators=operators)
+    return int8, report.with_values(seconds=round(time.perf_counter() - started, 1))
 
 
 def _place(
@@ -242,23 +295,6 @@ def _known_profile(
     return search.profiles.get(placement.nodes)
 
 
-def _operator_times(
-    evaluator: Evaluator,
-    best: BuiltCandidate,
-    profile: Sequence[ExecutedOperator] | None,
-) -> tuple[OperatorTime, ...] | None:
-    """Of the float model and of `best`, whose `profile` may be known.
-
-    None where only a board runs it.
-    """
-    if evaluator.builder.scheme.runs_on_board:
-        return None
-    gate = evaluator.gate
-    return operator_times(
-        gate.engine, gate.artifact, best.artifact, gate.load.threads, profile
-    )
-
-
 def _step_settings(
     evaluator: Evaluator, target: Target, budget: Budget, scheme: QuantScheme
 ) -> dict[str, Any]:
@@ -279,79 +315,6 @@ def describe_images(split: QuantizationSplit) -> dict[str, Any]:
         "images": len(split.calibration),
         "selection_images": len(split.selection),
     }
-
-
-@dataclass(frozen=True)
-class SharedCalibration:
-    """One calibration pass for the schemes of several engines.
-
-    model    the float graph, as `prepare_for_qdq` returns it
-    seconds  that the pass took
-    """
-
-    model: onnx.ModelProto
-    calibration: Calibration
-    seconds: float
-
-    def for_placements(
-        self, model: onnx.ModelProto, starts: Sequence[Placement]
-    ) -> Calibration:
-        """What one scheme needs, whose starting placements are `starts`, of its form of the model.
-
-        Nothing else: equalization weighs every tensor that has a histogram.
-        """
-        tensors, layers = observed_by(model, starts)
-        statistics = self.calibration.statistics.restricted(tensors, layers)
-        return replace(self.calibration, statistics=statistics)
-
-
-def share_calibration(
-    artifact: Artifact,
-    images: Dataset,
-    schemes: Sequence[QuantScheme],
-    engine: Engine,
-    progress: Progress = silent,
-) -> SharedCalibration:
-    """The statistics of the float `artifact` for all that any of `schemes` quantizes.
-
-    Raises:
-        InputError: see `calibrate`.
-    """
-    require_folded(artifact)
-    started = time.perf_counter()
-    model = qdq_writer.prepare_for_qdq(artifact.model)
-    observed = model
-    starts: list[Placement] = []
-    for scheme in schemes:
-        form = form_for(model, scheme)
-        starts += starting_placements(artifact, PlacementSpace(form, scheme))
-        if form is not model:
-            observed = form  # it has all tensors of `model` and more
-    free_memory()
-    calibrator = Calibrator(artifact, engine, progress)
-    calibration = calibrator.calibrate(observed, images, starts)
-    free_memory()
-    return SharedCalibration(model, calibration, time.perf_counter() - started)
-
-
-def form_for(model: onnx.ModelProto, scheme: QuantScheme) -> onnx.ModelProto:
-    """`model` with the nodes that `scheme` can quantize in place of equal ones that it cannot."""
-    return with_gates(model) if "HardSigmoid" in scheme.quantized else model
-
-
-def starting_placements(artifact: Artifact, space: PlacementSpace) -> list[Placement]:
-    """Where the search of `artifact` starts.
-
-    Raises:
-        InputError: the model has no layer to quantize.
-    """
-    starts = space.starting_placements()
-    if not starts:
-        raise InputError(
-            f"{artifact.name} has no convolution or linear layer with constant weights, so there "
-            "is nothing to quantize"
-        )
-    return starts
 
 
 def calibrate(
@@ -382,13 +345,7 @@ def calibrate(
     calibrator = Calibrator(artifact, target.engine, gate.progress)
     calibration = shared.for_placements(model, starting_placements(artifact, space))
     statistics = calibration.statistics
-    comparison = FloatComparison(
-        artifact,
-        split.selection,
-        target.engine,
-        gate.progress,
-        gate.comparison.batch,
-    )
+    comparison = gate.comparison.on(split.selection)
     comparison.add_margins(calibration.images, statistics.margins)
     original = FloatModel(model, statistics, per_channel=target.scheme.per_channel)
     builder = Builder(artifact, space, target.scheme, RewriteCache(original))

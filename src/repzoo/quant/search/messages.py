@@ -152,6 +152,15 @@ def float_wins(fastest_float: RaceEntry, int8: RaceEntry) -> Remark:
     )
 
 
+def could_not_win(int8: RaceEntry) -> Remark:
+    """Why INT8 on one engine has a time and no accuracy, and how to get it."""
+    return Remark(
+        "INT8 on {engine} is slower than INT8 that passes already, so its accuracy was not looked "
+        "at; --engine {engine} makes it",
+        engine=int8.engine,
+    )
+
+
 def smallest_wins(entry: RaceEntry) -> Remark:
     """Why an entry wins the race for the smallest file."""
     form = "INT8" if entry.form == "int8" else "float"

@@ -11,9 +11,11 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from repzoo.artifact import Artifact
 from repzoo.errors import InputError
 from repzoo.measure import system_noise as noise
 from repzoo.measure.stats import Interval
+from repzoo.quant.network.placement import Placement
 from repzoo.quant.network.scheme import QuantScheme
 from repzoo.quant.parameters import ranges
 from repzoo.quant.parameters.gelu_polynomial import LARGEST_ERROR, has_gelu
@@ -235,6 +237,11 @@ def requested_placement(evaluator: Evaluator, choice: PlacementChoice) -> Search
         raise race.refusal(placement) or InputError("the engine refuses this placement")
     seconds = round(time.perf_counter() - started, 2)
     return SearchResult(TimedPlacement(placement, ratio), (), seconds=seconds)
+
+
+def model_for_timing(evaluator: Evaluator, placement: Placement) -> Artifact:
+    """The INT8 model of `placement`, of which only the latency matters (placement_race.py)."""
+    return _race(evaluator).write(placement)
 
 
 def _race(evaluator: Evaluator) -> PlacementRace:

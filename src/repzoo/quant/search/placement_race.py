@@ -102,7 +102,7 @@ class PlacementRace:
         def open_profiler(placement: Placement | None) -> engines.Profiler | None:
             model = self._model
             if placement is not None:
-                model = self._write(placement).model
+                model = self.write(placement).model
             return engines.profiler(
                 self._gate.engine, model, inputs, self._gate.load.threads
             )
@@ -184,7 +184,7 @@ class PlacementRace:
 
         forms  the scheme with different settings
         """
-        artifacts = [self._write(placement, form) for form in forms]
+        artifacts = [self.write(placement, form) for form in forms]
         first, *others = self._gate.try_cases(artifacts)
         if isinstance(first, InputError):
             return [REFUSED] * len(others)
@@ -204,7 +204,7 @@ class PlacementRace:
         Raises:
             CrashError: the engine crashes or hangs. One that it only refuses is left to the search.
         """
-        models = [self._write(placement, form).model for form in forms]
+        models = [self.write(placement, form).model for form in forms]
         inputs = latency.inputs_for(self._gate.artifact)
 
         def run(model: onnx.ModelProto) -> None:
@@ -219,9 +219,9 @@ class PlacementRace:
 
     def _write_all(self, placements: Sequence[Placement]) -> list[Artifact]:
         """The QDQ model of each placement."""
-        return [self._write(placement) for placement in placements]
+        return [self.write(placement) for placement in placements]
 
-    def _write(self, placement: Placement, form: QuantScheme | None = None) -> Artifact:
+    def write(self, placement: Placement, form: QuantScheme | None = None) -> Artifact:
         """The QDQ model, with min-max ranges and weights rounded to nearest.
 
         form  the scheme with other settings; None: as it is
