@@ -28,7 +28,8 @@ from repzoo.quant.network.scheme import load_scheme
 from repzoo.remark import Remark
 from repzoo.report import card, page
 from repzoo.report.board import BoardFacts, board_facts, select_board
-from repzoo.report.card import BOTH, HALF, CardContext, CardFile, Training
+from repzoo.report.card import CardContext, CardFile, Training
+from repzoo.report.card_facts import BOTH, HALF
 from repzoo.settings import above, at_least, setting, validate
 from repzoo.storage import json_text, make_folder, write_together
 from repzoo.verbs.assumed_preprocess import for_images

@@ -22,7 +22,7 @@ from repzoo.measure.board import (
 )
 from repzoo.measure.record import Record
 from repzoo.measure.results import Accuracy, PairedAccuracy
-from repzoo.report import card
+from repzoo.report import card, card_facts
 from repzoo.report.board import BoardFacts, board_facts, select_board
 from repzoo.report.card import CardContext
 
@@ -199,7 +199,9 @@ def test_the_terminals_table_fits_and_says_its_sources() -> None:
     stream = io.StringIO()
     console = rich.console.Console(file=stream, width=80)
     console.print(
-        board_table(card.summary(records()), board_facts(ALL, "rdk-x5", PREDICTED))
+        board_table(
+            card_facts.summary(records()), board_facts(ALL, "rdk-x5", PREDICTED)
+        )
     )
     text = stream.getvalue()
     assert max(map(len, text.splitlines())) <= 80

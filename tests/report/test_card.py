@@ -33,7 +33,7 @@ from repzoo.measure.results import (
 )
 from repzoo.printable import MINUS, code_span, escape_markdown
 from repzoo.remark import Remark
-from repzoo.report import card, figures
+from repzoo.report import card, card_facts, figures
 from repzoo.report import tables as result_tables
 
 HOST = {"cpu": "Some CPU", "int8": ["avx2", "avx512_vnni"], "cores": 2}
@@ -255,12 +255,12 @@ def test_a_model_in_half_precision_is_one_more_row() -> None:
     assert "FP16 / float | 0.37" in english
     assert "its output reaches 7e+04; float16 ends at 65504" in english
     assert "其输出达到 7e+04" in chinese
-    facts = card.summary(rows)
+    facts = card_facts.summary(rows)
     assert facts.half is not None
     assert (facts.half.form, facts.quantize.placement) == ("fp16", "dense")
     # Of its Records each is needed.
     with pytest.raises(RepzooError, match="a card needs"):
-        card.summary(rows[:-6])
+        card_facts.summary(rows[:-6])
 
 
 def leaf_values(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -576,7 +576,7 @@ def test_both_languages_have_the_words_that_the_template_uses_and_no_others() ->
     assert (
         set(words["en"]["forms"])
         == set(words["zh"]["forms"])
-        == {"train", *card.BOTH, *card.HALF}
+        == {"train", *card_facts.BOTH, *card_facts.HALF}
     )
 
 

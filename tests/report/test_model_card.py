@@ -10,7 +10,7 @@ import pytest
 import yaml
 from tests.report.test_card import NASTY, half_records, records
 
-from repzoo.report import card
+from repzoo.report import card, card_facts
 from repzoo.report.card import CardContext
 
 hub = pytest.importorskip("huggingface_hub", reason="the hub extra is not installed")
@@ -37,7 +37,7 @@ def test_both_cards_are_model_cards_with_the_accuracy_of_each_form(file: str) ->
     assert data.model_name == "net.digits"
     assert all(isinstance(item, hub.EvalResult) for item in data.eval_results)
     values = {item.metric_name: item.metric_value for item in data.eval_results}
-    facts = card.summary(records())
+    facts = card_facts.summary(records())
     assert values["Top-1, float (%)"] == round(facts.accuracy["deploy"].top1, 2)
     assert values["Top-1, INT8 (%)"] == round(facts.accuracy["int8"].top1, 2)
     assert values["Top-5, INT8 (%)"] == round(facts.accuracy["int8"].top5, 2)

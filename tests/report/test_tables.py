@@ -21,7 +21,7 @@ from repzoo.graph.tools.int8_share import Int8Share
 from repzoo.measure import record
 from repzoo.measure.comparison_results import QuantizerComparison
 from repzoo.measure.results import LatencyRatio
-from repzoo.report import card, figures, tables
+from repzoo.report import card_facts, figures, tables
 
 PAGE = "before\n<!-- table: one -->\nold\n<!-- end -->\nafter\n"
 
@@ -51,7 +51,7 @@ def test_a_table_shows_the_newest_job_of_each_model(tmp_path: Path) -> None:
     assert document.endswith("\nafter\n")
     assert "old" not in document
     assert [row.split(",")[0] for row in rows[2:]] == ["| a", r"| b\|c"]
-    facts = card.summary(tied_records("a", "3"))
+    facts = card_facts.summary(tied_records("a", "3"))
     assert figures.percent(facts.accuracy["int8"].top1) in rows[2]
     assert tables.render(document, tmp_path, "en") == document
 

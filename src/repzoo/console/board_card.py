@@ -8,7 +8,7 @@ from repzoo.console.output import make_table
 from repzoo.measure.board import BoardLatency
 from repzoo.report import figures
 from repzoo.report.board import BoardFacts
-from repzoo.report.card import CardFacts
+from repzoo.report.card_facts import CardFacts
 
 
 def board_table(card: CardFacts, board: BoardFacts) -> Table:

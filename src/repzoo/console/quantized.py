@@ -20,7 +20,7 @@ from repzoo.measure.sentences import gate_sentence
 from repzoo.quant.search.candidate import Candidate
 from repzoo.quant.search.gate import QuantReport
 from repzoo.report import card as cards
-from repzoo.report import figures
+from repzoo.report import card_facts, figures
 from repzoo.report.race import race_cells
 
 if TYPE_CHECKING:  # it imports what takes long
@@ -217,7 +217,7 @@ def _latency_ratio(values: LatencyRatio, precision: str = "INT8") -> str:
 
 def card(result: JobResult, files: Sequence[Path]) -> View:
     """`repzoo card`: the figures of the card, a column for each form, and where the card is."""
-    facts = cards.summary(result.records)
+    facts = card_facts.summary(result.records)
     fold = facts.fold
     lines = []
     if facts.int8 is not None:
@@ -289,7 +289,7 @@ def _training_line(training: cards.Training, data_name: str) -> str:
     )
 
 
-def _card_table(facts: cards.CardFacts) -> Table:
+def _card_table(facts: card_facts.CardFacts) -> Table:
     forms = facts.accuracy_forms
     table = make_table(
         f"{facts.name}, {figures.pixels(facts.size)}",

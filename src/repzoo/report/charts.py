@@ -19,7 +19,7 @@ from repzoo.measure import record
 from repzoo.measure.record import Record, select
 from repzoo.measure.results import PairedAccuracy
 from repzoo.report import tables
-from repzoo.report.card import CardFacts
+from repzoo.report.card_facts import CardFacts
 from repzoo.report.quantizer_comparison import newest_rows
 from repzoo.storage import cached_file, write_atomically
 

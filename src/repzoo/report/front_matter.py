@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 if TYPE_CHECKING:  # the card imports this module
-    from repzoo.report.card import CardFacts
+    from repzoo.report.card_facts import CardFacts
 
 UNKNOWN_LICENSE = "unknown"  # an identifier of Hugging Face's list
 FORM_NAMES = {"deploy": "float", "int8": "INT8", "fp16": "FP16", "bf16": "BF16"}

@@ -29,14 +29,14 @@ from repzoo.measure.record import Record
 from repzoo.measure.results import Latency, LatencyRatio
 from repzoo.printable import escape_markdown
 from repzoo.report import (
-    card,
+    card_facts,
     compiled_boards,
     figures,
     fold_latency,
     peers,
     quantizer_comparison,
 )
-from repzoo.report.card import CardFacts
+from repzoo.report.card_facts import CardFacts
 from repzoo.storage import read_bounded, write_atomically
 
 MARKED = re.compile(
@@ -116,7 +116,7 @@ def newest_jobs(records: Sequence[Record[Any]]) -> list[CardFacts]:
             by_job.setdefault(row.job, []).append(row)
     by_name: dict[str, CardFacts] = {}
     for rows in by_job.values():
-        facts = card.summary(rows)
+        facts = card_facts.summary(rows)
         by_name[facts.name] = facts  # files are append-only: the last job is the newest
     newest = list(by_name.values())
     if not newest:
@@ -192,7 +192,7 @@ def _latencies(facts: CardFacts, language: str) -> str:
         by_engine[other.engine["name"]] = other.single
     shown = []
     for name, single in by_engine.items():
-        times = " → ".join(_p50(single.get(form)) for form in card.BOTH)
+        times = " → ".join(_p50(single.get(form)) for form in card_facts.BOTH)
         if len(by_engine) > 1:
             times = f"{escape_markdown(name)} {times}"
         shown.append(times)
