@@ -41,7 +41,7 @@ class RaceEntry:
 
     engine, version  the runtime
     form             deploy (float) or int8
-    bytes            size of the file; None where there is none
+    bytes            size of the file; None where there is none, as for what was not judged
     p50_ms, fps      median latency of a call and images a second; None where it was not timed
     ratio            time of an image over that of the fastest float: below 1 is faster. Of
                      throughput it is that float's images a second over those of this entry
@@ -73,7 +73,7 @@ class RaceEntry:
 
     @property
     def could_not_win(self) -> bool:
-        """Whether it is INT8 that was timed alone, being slower than another that passes."""
+        """Whether it is INT8 of which nothing but the time is known, slower than another's."""
         return self.form == "int8" and self.is_timed and not self.is_judged
 
     @property
@@ -88,7 +88,7 @@ class RaceSummary:
 
     clients  threads that called each session at once
     threads  of each session
-    entries  all that could have won, winner or not
+    entries  all that was tried
     winner   index in `entries`
     reason   why it won, in a sentence
     busy     other processes used the machine, which holds engines up unequally

@@ -10,6 +10,7 @@ from repzoo import engines
 from repzoo.artifact import Artifact
 from repzoo.data.dataset import QuantizationSplit
 from repzoo.engines import DEFAULT_ENGINE, Engine
+from repzoo.errors import InputError
 from repzoo.measure.host import host
 from repzoo.measure.race_result import Load
 from repzoo.progress import Progress
@@ -101,6 +102,11 @@ def _contest(model: Artifact, options: QuantizeOptions) -> tuple[Contest, list[s
     else:
         runners, remarks = [engines.engine(own_engine(options))], []
     int8_runners = [runner for runner in runners if engine_race.computes_int8(runner)]
+    if not int8_runners:
+        raise InputError(
+            f"{runners[0].name} computes INT8 in float arithmetic, so its latency says nothing of "
+            "INT8; leave out pareto (--pareto), or name another --engine"
+        )
     targets = []
     for runner in int8_runners:
         target, _ = target_for(runner, options)

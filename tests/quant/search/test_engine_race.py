@@ -6,6 +6,7 @@ Its timings are made up: which engine is fastest depends on the machine.
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from repzoo.artifact import Artifact
 from repzoo.engines import engine
 from repzoo.engines.onnxruntime import OnnxRuntime
 from repzoo.errors import GateError, InputError
-from repzoo.measure import accuracy, latency, record
+from repzoo.measure import accuracy, latency, record, system_noise
 from repzoo.measure.host import host
 from repzoo.measure.race_result import Load, RaceEntry
 from repzoo.measure.results import LatencyRatio, PairedAccuracy, QuantizeSummary
@@ -116,6 +117,16 @@ def _no_child(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ladder, "probe_int8", lambda _: None)
 
 
+def set_busy(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    """Other processes use that share of the machine, whatever they do."""
+    between = system_noise.between
+
+    def fixed(*counters: Any) -> dict[str, float | None]:
+        return {**between(*counters), "used_by_others": share}
+
+    monkeypatch.setattr(system_noise, "between", fixed)
+
+
 @pytest.fixture
 def made_up(monkeypatch: pytest.MonkeyPatch) -> Ratios:
     """Time over that of float on onnxruntime, by engine and form."""
@@ -135,6 +146,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> Ratios:
 
     measured = latency.ratio
     monkeypatch.setattr(latency, "ratio", ratio)
+    set_busy(monkeypatch, 0.0)
 
     def race_ratio(second: latency.Case, first: latency.Case) -> Interval:
         value = ratios[second.engine.name, "int8"] / ratios[first.engine.name, "int8"]
@@ -183,7 +195,8 @@ def test_the_fastest_engine_gets_the_file_which_says_so() -> None:
         assert (row.drop is not None) == (row is race.chosen)
         assert (row.verdict is not None) == (row is race.chosen)
         assert row.could_not_win == (row is race.entries[2])
-        assert row.bytes
+        # What is for timing alone is no file.
+        assert bool(row.bytes) != row.could_not_win
         assert row.p50_ms
     (remark,) = [line for line in result.report.warnings if "looked at" in line]
     assert "--engine onnxruntime makes it" in remark
@@ -209,12 +222,15 @@ def test_float_is_handed_out_where_int8_cannot_win(made_up: Ratios) -> None:
 
 
 place = Ladder.place
+PAIRED = PairedAccuracy(
+    n=100, drop=9.0, drop_low=7.0, drop_high=11.0, p_value=0.0, same_prediction=90.0
+)
 
 
-def failing_place(self: Ladder, is_probed: bool = False) -> None:
+def failing_place(self: Ladder, probe_first: bool = False) -> None:
     if self.target.engine.name == "other":
         raise InputError("crashed")
-    place(self, is_probed)
+    place(self, probe_first)
 
 
 def climbed_engines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -238,7 +254,7 @@ def climbed_engines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         # Slower within what sessions of one file differ by.
         (0.63, Budget(5), {}, ["other", "onnxruntime"]),
         # Of size a race says nothing.
-        (0.9, Budget(5), {"objective": "size"}, ["other", "onnxruntime"]),
+        (0.9, Budget(5), {"objective": "size"}, ["onnxruntime", "other"]),
         # What only force lets pass keeps nobody out.
         (0.9, Budget(-200, force=True), {}, ["other", "onnxruntime"]),
     ],
@@ -279,9 +295,10 @@ def test_an_engine_that_lost_speed_to_accuracy_is_no_longer_ahead(
     assert names == ["other", "onnxruntime"]
 
 
-def test_every_engine_is_judged_by_the_default_engines_float_model(
-    monkeypatch: pytest.MonkeyPatch,
+def test_every_engine_is_judged_by_the_first_engines_float_model(
+    made_up: Ratios, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    made_up["onnxruntime", "int8"] = 0.61  # both are looked at
     runs: list[tuple[str, str]] = []
     open_run = accuracy.open_run
 
@@ -292,9 +309,70 @@ def test_every_engine_is_judged_by_the_default_engines_float_model(
     monkeypatch.setattr(accuracy, "open_run", opened)
     both = contest("onnxruntime", "other")
     engine_race.quantize(small(), sets(), both, Budget(5))
+    assert {name for name, form in runs if form == "int8"} == {"onnxruntime", "other"}
     assert {name for name, form in runs if form == "deploy"} == {"onnxruntime"}
     # On the selection and on the gate images.
     assert [form for _, form in runs].count("deploy") == 2
+
+
+def failing_race(*_: Any, **__: Any) -> None:
+    raise InputError("no session")
+
+
+@pytest.mark.usefixtures("made_up")
+@pytest.mark.parametrize("trouble", ["busy", "fails"])
+def test_no_engine_is_left_out_where_the_short_race_says_nothing(
+    trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = climbed_engines(monkeypatch)
+    if trouble == "fails":
+        monkeypatch.setattr(latency, "race", failing_race)
+    else:
+        set_busy(monkeypatch, 0.5)
+    engine_race.quantize(small(), sets(), contest("onnxruntime", "other"), Budget(5))
+    assert sorted(names) == ["onnxruntime", "other"]
+
+
+def test_an_engine_that_was_left_out_and_wins_the_race_is_looked_at_after_all(
+    made_up: Ratios, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The short race found it slower; the other way round, the race of all."""
+    names = climbed_engines(monkeypatch)
+    slow = Interval(2.0, 1.9, 2.1)
+    monkeypatch.setattr(
+        latency,
+        "race_ratio",
+        lambda case, _: (
+            slow if case.engine.name == "other" else Interval(1.0, 1.0, 1.0)
+        ),
+    )
+    result = engine_race.quantize(
+        small(), sets(), contest("onnxruntime", "other"), Budget(5)
+    )
+    assert made_up["other", "int8"] < made_up["onnxruntime", "int8"]
+    assert names == ["onnxruntime", "other"]
+    assert result.summary.chosen is result.summary.entries[3]
+    assert not any(row.could_not_win for row in result.summary.entries)
+
+
+@pytest.mark.usefixtures("made_up")
+def test_a_refused_ladder_is_let_go_before_the_next_one_is_climbed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = Ladder.climb
+    alive: list[bool] = []
+    ladders: list[weakref.ref[Ladder]] = []
+
+    def climb(self: Ladder) -> Any:
+        alive.append(any(ladder() is not None for ladder in ladders))
+        ladders.append(weakref.ref(self))
+        if len(ladders) == 1:
+            raise Refusal("too much", PAIRED)
+        return original(self)
+
+    monkeypatch.setattr(Ladder, "climb", climb)
+    engine_race.quantize(small(), sets(), contest("onnxruntime", "other"), Budget(5))
+    assert alive == [False, False]
 
 
 @pytest.mark.usefixtures("made_up")
@@ -311,11 +389,8 @@ def test_an_engine_whose_int8_is_refused_or_fails_is_out(
 
         return climb
 
-    paired = PairedAccuracy(
-        n=100, drop=9.0, drop_low=7.0, drop_high=11.0, p_value=0.0, same_prediction=90.0
-    )
     both = contest("onnxruntime", "other")
-    monkeypatch.setattr(Ladder, "climb", failing(Refusal("too much", paired)))
+    monkeypatch.setattr(Ladder, "climb", failing(Refusal("too much", PAIRED)))
     race = engine_race.quantize(small(), sets(), both, Budget(5)).summary
     # The slower engine is tried after all.
     assert race.chosen is race.entries[2]
@@ -410,6 +485,17 @@ def test_auto_writes_the_float_model_and_says_so(
     for name in files:
         assert f"`{name}`" in table
         Artifact.read(frontier / name)
+
+
+@pytest.mark.usefixtures("races")
+def test_no_frontier_of_an_engine_whose_int8_is_float_arithmetic(
+    run: Run, small_file: Path, tmp_path: Path
+) -> None:
+    options = ("--engine", "reference", "--pareto", tmp_path / "frontier")
+    ran = run("quantize", small_file, "-o", tmp_path / "out.onnx", *QUICK, *options)
+    assert ran.code == 2
+    assert "leave out pareto (--pareto), or name another" in " ".join(ran.err.split())
+    assert not list(tmp_path.glob("*ont*"))
 
 
 @pytest.mark.parametrize(

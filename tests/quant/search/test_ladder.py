@@ -29,7 +29,6 @@ from repzoo.engines import engine
 from repzoo.errors import GateError, InputError
 from repzoo.graph.tools.int8_share import int8_share
 from repzoo.measure import accuracy
-from repzoo.measure.predictions import ModelPredictions
 from repzoo.measure.results import LatencyRatio, Setting
 from repzoo.quant.baselines import registry
 from repzoo.quant.network.placement import PlacementSpace
@@ -504,14 +503,14 @@ def test_ladders_that_share_run_the_float_model_once(
     monkeypatch.setattr(accuracy, "open_run", counted)
     target = Target(engine("onnxruntime"), load_scheme("ort-cpu"), search_seconds=0)
     reports = []
-    predictions: Sequence[ModelPredictions] = ()
+    known: Sequence[FloatComparison] = ()
     for _ in range(2):
         own = ladder.Ladder(small(), sets(), target, Budget(5.0))
-        own.know_float(predictions)
+        own.know_float(known)
         own.place()
         _, report = own.climb()
         reports.append(report)
-        predictions = own.float_predictions
+        known = own.comparisons
     assert opened.count("deploy") == 2  # on the selection and on the gate images
     first, second = (report.paired.values for report in reports)
     assert first.first_top1 == second.first_top1

@@ -152,6 +152,13 @@ class FloatComparison:
         """What the float model predicts on the images; None where it has not run yet."""
         return self._float
 
+    def learn_from(self, other: FloatComparison) -> None:
+        """Take what the float model predicts on the same images from `other`, where it knows."""
+        if other.float_predictions is not None:
+            self.know_float(other.float_predictions)
+        if self._float is not None:
+            self.report = other.report
+
     def know_float(self, predictions: accuracy.ModelPredictions) -> None:
         """Take the float model's `predictions` from before, if they are of all of these images."""
         has_logits = predictions.logits is not None or not self._keeps_logits

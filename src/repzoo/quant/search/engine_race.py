@@ -2,7 +2,8 @@
 
 1. The float model is calibrated once, for the schemes of all engines (shared_calibration.py).
 2. Each engine that computes INT8 has a ladder of its own (contenders.py). Engines whose INT8 could
-   not win are not judged. The others are, by what the default engine computes for the float model.
+   not win are not judged. The others are, by what the first engine computes for the float model:
+   the default engine, unless another is named.
 3. Float and INT8 of all engines are timed in one interleaved race.
 4. The best INT8 file that passes the gate wins, unless the fastest float is faster beyond noise:
    the whole interval of the ratio is above 1. Then float wins. Within noise the smaller INT8 does.
@@ -38,7 +39,7 @@ from repzoo.measure.results import Latency, LatencyRatio, PairedAccuracy
 from repzoo.progress import Progress, silent
 from repzoo.quant.network.scheme import schemes
 from repzoo.quant.search import gate as gating
-from repzoo.quant.search.contenders import Contender, Contest, make_contenders
+from repzoo.quant.search.contenders import Contender, Contenders, Contest
 from repzoo.quant.search.evaluator import Keep
 from repzoo.quant.search.gate import QuantReport, Refusal
 from repzoo.quant.search.messages import (
@@ -113,7 +114,8 @@ class _Entrant:
             placement=self.placement,
             problem=self.problem,
         )
-        if self.artifact is not None:
+        # A model for timing alone is no file.
+        if self.artifact is not None and (self.is_float or self.report is not None):
             size = sum(len(chunk) for chunk in self.artifact.chunks())
             entry = replace(entry, bytes=size)
         if self.paired is not None:
@@ -193,13 +195,16 @@ def quantize(
     started = time.perf_counter()
     runners = [target.engine for target in contest.targets]
     runners += contest.float_only
-    entrants = [_Entrant(runner, "deploy", artifact) for runner in runners]
-    contenders = make_contenders(artifact, split, contest, budget, progress, keep)
-    profiles = {item.engine.name: item.profile for item in contenders}
-    int8_entrants = [_int8_entrant(item) for item in contenders]
-    _require_any(int8_entrants)
-    entrants += int8_entrants
-    entries, timings, busy = _race(entrants, contest, progress)
+    floats = [_Entrant(runner, "deploy", artifact) for runner in runners]
+    contenders = Contenders(artifact, split, contest, budget, progress, keep)
+    contenders.climb()
+    while True:
+        entrants = [*floats, *map(_int8_entrant, contenders.all)]
+        _require_any(contenders.all)
+        entries, timings, busy = _race(entrants, contest, progress)
+        if not contenders.climb_missed(entries[len(floats) :]):
+            break
+    contenders.let_go()
     _require_int8(entries)
     winner, reason = choose(entries, contest.objective, contest.hands_out_float)
     race = RaceSummary(
@@ -211,6 +216,7 @@ def quantize(
         reason=reason,
         busy=busy,
     )
+    profiles = {item.engine.name: item.profile for item in contenders.all}
     chosen, int8, report = _conclude(
         artifact, contest, entrants, race, profiles, started
     )
@@ -250,21 +256,22 @@ def _int8_entrant(contender: Contender) -> _Entrant:
     )
 
 
-def _require_any(int8_entrants: Sequence[_Entrant]) -> None:
+def _require_any(contenders: Sequence[Contender]) -> None:
     """Raise what the first engine complained of, where no engine has an INT8 model."""
-    if any(entrant.report for entrant in int8_entrants):
+    if any(item.report for item in contenders):
         return
-    for entrant in int8_entrants:
-        if entrant.refusal is not None:
-            raise entrant.refusal
-    raise InputError(int8_entrants[0].problem)
+    for item in contenders:
+        if item.refusal is not None:
+            raise item.refusal
+    raise InputError(contenders[0].problem)
 
 
 def _require_int8(entries: Sequence[RaceEntry]) -> None:
     """Raise where no engine could time its INT8 model."""
     int8 = [entry for entry in entries if entry.form == "int8"]
     if not any(entry.is_timed and entry.is_judged for entry in int8):
-        raise InputError(f"no engine could time its INT8 model: {int8[0].problem}")
+        problems = [entry.problem for entry in int8 if entry.problem]
+        raise InputError(f"no engine could time its INT8 model: {problems[0]}")
 
 
 def _race(

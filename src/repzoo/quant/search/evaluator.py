@@ -1,7 +1,7 @@
 """Measures candidates against float on the selection images, and keeps the best one.
 
-Only this module frees memory. Models and sessions come and go with every candidate, and the
-allocator keeps their pages: together these would take more than the calibration statistics.
+It frees memory in between. Models and sessions come and go with every candidate, and the allocator
+keeps their pages: together these would take more than the calibration statistics.
 """
 
 from __future__ import annotations

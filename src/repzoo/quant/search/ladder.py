@@ -23,7 +23,7 @@ Where no placement is faster than float beyond noise, the fastest one is used wi
 is still smaller.
 
 Several engines share one calibration pass (`share_calibration`), since statistics are the float
-model's; each has a ladder of its own (engine_race.py).
+model's; each has a ladder of its own (contenders.py).
 
 A placement that the user asked for (`Target.placement`) is not searched, and stays: of steps 1 and
 5 the zero points alone are left.
@@ -42,7 +42,6 @@ from repzoo.artifact import Artifact
 from repzoo.data.dataset import QuantizationSplit
 from repzoo.engines import Engine, arithmetic
 from repzoo.engines.executed import ExecutedOperator
-from repzoo.measure.predictions import ModelPredictions
 from repzoo.measure.race_result import ALONE, Load
 from repzoo.progress import Progress, silent
 from repzoo.quant.network.placement import Placement, PlacementSpace
@@ -174,17 +173,17 @@ class Ladder:
             seconds = sharing.calibration.seconds
         self._phases = {"calibrate": seconds}
 
-    def place(self, is_probed: bool = False) -> None:
+    def place(self, probe_first: bool = False) -> None:
         """Find what runs in INT8.
 
-        is_probed  whether INT8 runs in a child process first: an engine that crashes must not end
-                   what others have a part in
+        probe_first  whether INT8 runs in a child process first: an engine that crashes must not
+                     end what others have a part in
 
         Raises:
             InputError: the engine runs no INT8 model.
         """
         started = time.perf_counter()
-        if is_probed:
+        if probe_first:
             probe_int8(self._evaluator)
         self.search, remarks = _place(
             self._evaluator, self.target, self._phases["calibrate"]
@@ -196,33 +195,32 @@ class Ladder:
         """The placement that `place` found, for timing alone: no image set its rounding."""
         return model_for_timing(self._evaluator, self.search.best.placement)
 
-    def know_float(self, predictions: Sequence[ModelPredictions]) -> None:
-        """Take what another ladder's `float_predictions` are; none: the float model runs."""
-        for comparison, known in zip(self._comparisons, predictions, strict=False):
-            comparison.know_float(known)
+    def know_float(self, comparisons: Sequence[FloatComparison]) -> None:
+        """Take what the float model predicts from the `comparisons` of another ladder, if any."""
+        for own, known in zip(self.comparisons, comparisons, strict=False):
+            own.learn_from(known)
 
     @property
-    def float_predictions(self) -> list[ModelPredictions]:
-        """What the float model predicts on the selection and on the gate images, after `climb`."""
-        known = [comparison.float_predictions for comparison in self._comparisons]
-        return [predictions for predictions in known if predictions is not None]
-
-    @property
-    def _comparisons(self) -> tuple[FloatComparison, FloatComparison]:
+    def comparisons(self) -> tuple[FloatComparison, FloatComparison]:
+        """With the float model, on the selection and on the gate images."""
         return self._evaluator.comparison, self._gate.comparison
 
     def climb(self) -> tuple[Artifact, QuantReport]:
         """Try one candidate after another; the chosen INT8 model, judged by the gate.
 
         Raises:
+            InputError: the engine cannot run a candidate, or images cannot be read.
             Refusal: the drop is proven above the budget on the gate images.
         """
         evaluator = self._evaluator
-        climb(evaluator, self.search, self._split, self.target)
+        placed_scheme = evaluator.builder.scheme
+        try_candidates(evaluator, self.search, self._split, self.target)
         best = evaluator.best
         started = time.perf_counter()
         paired = self._gate.comparison.compare(best.artifact)
-        self.profile = _known_profile(self.search, best.timed.placement)
+        # Another form of the same placement is another model.
+        if best.build.scheme == placed_scheme:
+            self.profile = _known_profile(self.search, best.timed.placement)
         self._phases["gate"] = time.perf_counter() - started
         remarks = [
             *self._remarks,
@@ -352,7 +350,7 @@ def calibrate(
     return Evaluator(gate, comparison, builder, calibrator), remarks
 
 
-def climb(
+def try_candidates(
     evaluator: Evaluator, search: SearchResult, split: QuantizationSplit, target: Target
 ) -> None:
     """Try one candidate after another until one is good enough (steps 2 to 5 of the module)."""
@@ -408,8 +406,10 @@ def try_zero_points(evaluator: Evaluator, best: BuiltCandidate) -> BuiltCandidat
         return best
     builder.scheme = replace(scheme, signed_activations=False)
     stage = best.build.stage
-    label = f"{stage.name}, zero points"
-    tried = evaluator.time_and_evaluate(stage, best.timed.placement, label)
+    placement = best.timed.placement
+    # Its latency is another one, so it has another name.
+    named = replace(placement, name=f"{placement.name}, zero points")
+    tried = evaluator.time_and_evaluate(stage, named, f"{stage.name}, zero points")
     if tried is not None and tried.rank > best.rank:
         return tried
     builder.scheme = scheme

@@ -234,7 +234,7 @@ class PlacementRace:
             scheme.per_channel,
             self._weights,
         )
-        return replace(self._gate.artifact, model=in_form(graph, scheme))
+        return replace(self._gate.artifact, model=in_form(graph, scheme), sha256="")
 
     def _parameters(
         self, placement: Placement, scheme: QuantScheme

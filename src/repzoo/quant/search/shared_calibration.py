@@ -59,7 +59,7 @@ def share_calibration(
     """The statistics of the float `artifact` for all that any of `schemes` quantizes.
 
     Raises:
-        InputError: see `calibrate`.
+        InputError: see `Calibrator.calibrate`; or the model has no layer to quantize.
     """
     require_folded(artifact)
     started = time.perf_counter()
