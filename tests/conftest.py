@@ -26,6 +26,7 @@ from repzoo import cli
 from repzoo.artifact import Artifact
 from repzoo.console import output
 from repzoo.data import digits
+from repzoo.measure import system_noise
 from repzoo.quant.search import gate
 from repzoo.storage import cache_folder
 from repzoo.zoo import embedded
@@ -70,6 +71,12 @@ def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REPZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other processes that use the machine must not decide what is said or kept."""
+    monkeypatch.setattr(system_noise, "OTHERS", 2.0)
 
 
 @pytest.fixture(autouse=True)

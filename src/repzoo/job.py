@@ -142,6 +142,8 @@ def run(
     remarks = [
         *_training_remarks(training, evaluation),
         *(warning for report in reports for warning in report.warnings),
+        # A card is about INT8 even where the race handed out float.
+        *(warning for report in reports for warning in report.int8_warnings),
         *noted,
         *warnings,
         *evaluated.remarks,

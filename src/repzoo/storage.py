@@ -383,8 +383,8 @@ def cached_file(kind: str, name: str, make: Callable[[Path], None]) -> Path:
             # Where `make` itself refuses, its sentence says what to do.
             if isinstance(error.__context__, OSError):
                 raise InputError(
-                    f"the cache {path.parent} cannot be written; set REPZOO_CACHE to a folder with "
-                    "room"
+                    f"the cache {path.parent} cannot be written; set REPZOO_CACHE to another "
+                    "folder, with room"
                 ) from None
             raise
     with contextlib.suppress(OSError):

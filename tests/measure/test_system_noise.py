@@ -48,7 +48,10 @@ def moment(**changes: float | None) -> noise.Counters:
     return noise.Counters(**{**usual, **changes})  # type: ignore[arg-type]
 
 
-def test_time_of_this_process_is_not_counted_as_used_by_others() -> None:
+def test_time_of_this_process_is_not_counted_as_used_by_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(noise, "OTHERS", 0.1)
     facts = noise.between(
         moment(), moment(load=3.0, total=10.0, busy=6.0, own=4.0, stolen=0.5)
     )

@@ -73,9 +73,9 @@ def test_a_card_shows_every_entry_and_the_winner() -> None:
     for language, name in card.LANGUAGES.items():
         text = card.render(with_race(race), [])[name]
         rows = next(rows for rows in tables(text) if rows[1][0] == "openvino")
-        chosen = card._words()[language]["chosen"]
-        assert rows[1][2:6] == ["float", "6.25", "160", "1.00"]
-        assert rows[1][-1] == chosen
+        words = card._words()[language]
+        assert rows[1][2:6] == [words["forms"]["deploy"], "6.25", "160", "1.00"]
+        assert rows[1][-1] == words["race_winner"]
         assert rows[2][:3] == ["onnxruntime", "2025", "INT8"]
         assert rows[2][5:8] == ["1.20", rows[2][6], "+0.25"]
         assert "1.10" in rows[2][6]

@@ -91,6 +91,22 @@ def test_the_winner(int8: Any, objective: Any, expected: tuple[str, str]) -> Non
     assert entries[winner].form == "int8"
 
 
+@pytest.mark.parametrize(
+    ("ratio", "sentence"),
+    [
+        (0.9, "takes 0.90 of the time of the fastest float, which is on ort"),
+        (1.0, "are as fast as far as can be told: INT8 takes 1.00 of the time"),
+        (1.2, "was asked for; it takes 1.20 times as long"),
+    ],
+)
+def test_why_int8_wins_is_no_more_than_the_interval_says(
+    ratio: float, sentence: str
+) -> None:
+    entries = [FLOATS[0], entry("ov", "int8", ratio, verdict="holds")]
+    _, reason = choose(entries, "latency", hands_out_float=False)
+    assert sentence in reason
+
+
 def test_what_the_gate_refuses_does_not_win_unless_nothing_else_is_left() -> None:
     refused = entry("ov", "int8", 0.5, verdict="refused")
     passing = entry("ort", "int8", 0.9, verdict="within")
@@ -117,16 +133,6 @@ def _no_child(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ladder, "probe_int8", lambda _: None)
 
 
-def set_busy(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
-    """Other processes use that share of the machine, whatever they do."""
-    between = system_noise.between
-
-    def fixed(*counters: Any) -> dict[str, float | None]:
-        return {**between(*counters), "used_by_others": share}
-
-    monkeypatch.setattr(system_noise, "between", fixed)
-
-
 @pytest.fixture
 def made_up(monkeypatch: pytest.MonkeyPatch) -> Ratios:
     """Time over that of float on onnxruntime, by engine and form."""
@@ -146,7 +152,6 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> Ratios:
 
     measured = latency.ratio
     monkeypatch.setattr(latency, "ratio", ratio)
-    set_busy(monkeypatch, 0.0)
 
     def race_ratio(second: latency.Case, first: latency.Case) -> Interval:
         value = ratios[second.engine.name, "int8"] / ratios[first.engine.name, "int8"]
@@ -216,9 +221,13 @@ def test_float_is_handed_out_where_int8_cannot_win(made_up: Ratios) -> None:
     assert (last.verb, last.settings["engine"]) == ("choose", "other")
     assert result.report.int8 is result.int8
     assert result.int8.form == "int8"
-    remark = result.report.warnings[0]
-    assert "float on other is handed out" in remark
-    assert "--engine onnxruntime, or --objective size" in remark
+    assert (
+        "INT8 cannot win here: its fastest, on onnxruntime" in result.report.warnings[0]
+    )
+    # What is said of the INT8 model is not said of the file.
+    said = " ".join(result.report.warnings)
+    assert "as long as float on this engine" not in said
+    assert set(result.report.int8_warnings).isdisjoint(result.report.warnings)
 
 
 place = Ladder.place
@@ -328,7 +337,7 @@ def test_no_engine_is_left_out_where_the_short_race_says_nothing(
     if trouble == "fails":
         monkeypatch.setattr(latency, "race", failing_race)
     else:
-        set_busy(monkeypatch, 0.5)
+        monkeypatch.setattr(system_noise, "OTHERS", -1.0)
     engine_race.quantize(small(), sets(), contest("onnxruntime", "other"), Budget(5))
     assert sorted(names) == ["onnxruntime", "other"]
 
@@ -472,8 +481,9 @@ def test_auto_writes_the_float_model_and_says_so(
     ran = run("quantize", small_file, "-o", output, *QUICK, "--pareto", frontier)
     assert ran.code == 0, ran.err
     shown = " ".join(ran.out.split())
-    assert "written: the float model, not INT8" in shown
-    assert "float on onnxruntime is handed out" in ran.err
+    assert "written: the float model. INT8" in shown
+    assert "with --engine onnxruntime, or --objective size" in shown
+    assert "INT8 cannot win here" in ran.err
     written = Artifact.read(output)
     assert written.form == "deploy"
     assert written.steps[-1].settings["engine"] == "onnxruntime"
@@ -485,6 +495,23 @@ def test_auto_writes_the_float_model_and_says_so(
     for name in files:
         assert f"`{name}`" in table
         Artifact.read(frontier / name)
+
+
+def test_the_output_replaces_neither_the_input_nor_a_file_of_the_frontier(
+    run: Run, small_file: Path, tmp_path: Path
+) -> None:
+    before = small_file.read_bytes()
+    for command in (("quantize", "--data", "digits"), ("fold",)):
+        ran = run(*command, small_file, "-o", small_file)
+        assert ran.code == 2
+        assert "is the input, which would be lost" in ran.err
+    assert small_file.read_bytes() == before
+    folder = tmp_path / "frontier"
+    options = (*QUICK, "--pareto", folder)
+    ran = run("quantize", small_file, "-o", folder / "float.onnx", *options)
+    assert ran.code == 2
+    assert "is in the folder of --pareto" in " ".join(ran.err.split())
+    assert not folder.exists()
 
 
 @pytest.mark.usefixtures("races")

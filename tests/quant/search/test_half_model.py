@@ -90,7 +90,7 @@ def test_the_prediction_of_a_cast_to_float16_says_what_overflows() -> None:
 def test_a_drop_above_the_budget_is_refused() -> None:
     budget = Budget(-100.0)  # demands a gain that no model has
     with pytest.raises(
-        GateError, match=r"small: FP16 loses .* above the budget of -100"
+        GateError, match=r"small: FP16 loses .* above the budget of \N{MINUS SIGN}100"
     ):
         convert(small_model.small(), budget)
     _, report = convert(small_model.small(), Budget(-100.0, force=True))

@@ -12,6 +12,7 @@ from click.types import StringParamType
 from repzoo import verbs
 from repzoo.console.output import Console
 from repzoo.engines import DEFAULT_ENGINE
+from repzoo.errors import InputError
 from repzoo.storage import require_different, require_writable, write_together
 
 FILE = click.Path(path_type=Path)
@@ -111,14 +112,31 @@ def write_with_report(
     write_together(contents)
 
 
-def require_writable_files(output: Path | None = None, **others: Path | None) -> None:
+def require_outside(folder: Path | None, *files: Path | None) -> None:
+    """Refuse `files` in the folder of --pareto, where they could replace one of its own.
+
+    Raises:
+        InputError: one of them is in it.
+    """
+    for path in files:
+        if folder and path and path.resolve().is_relative_to(folder.resolve()):
+            raise InputError(
+                f"{path} is in the folder of --pareto, {folder}; give another place"
+            )
+
+
+def require_writable_files(
+    output: Path | None = None, source: str = "", **others: Path | None
+) -> None:
     """Refuse, before the work, output files that could not be written.
 
     output  the value of -o
+    source  the file that the command reads, or the name of something else
     others  values of other options, by name; None where an option was not given
 
     Raises:
-        InputError: one of them cannot be written, or two are the same file.
+        InputError: one of them cannot be written, or would replace `source`, or two are the same
+            file.
     """
     options = {"-o": output}
     for name, path in others.items():
@@ -126,4 +144,8 @@ def require_writable_files(output: Path | None = None, **others: Path | None) ->
     named = {option: path for option, path in options.items() if path is not None}
     for option, path in named.items():
         require_writable(path, option)
+        if source and path.exists() and path.resolve() == Path(source).resolve():
+            raise InputError(
+                f"{path} is the input, which would be lost; give another name with {option}"
+            )
     require_different(named.values())

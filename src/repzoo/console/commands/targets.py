@@ -59,7 +59,7 @@ def harden(
     options, preprocess = split_options(verbs.HardenOptions, values)
     artifact = load_file(file, **preprocess)
     require_float(artifact)
-    require_writable_files(output, report=report)
+    require_writable_files(output, file, report=report)
     with Console(as_json) as console:
         source = open_data_source(data, unlabeled=True)
         console.describe(source.describe_quantization())

@@ -19,6 +19,7 @@ from repzoo.console.commands.shared import (
     engine_option,
     json_option,
     output_option,
+    require_outside,
     require_writable_files,
     write_with_report,
 )
@@ -73,7 +74,7 @@ def convert(
     source. No code in it is run.
     """
     options, _ = split_options(CheckpointOptions, values)
-    require_writable_files(output)
+    require_writable_files(output, checkpoint)
     # Before the work, which may begin with a download.
     require_safetensors(output)
     with Console(as_json) as console:
@@ -109,7 +110,7 @@ def fold(
     timed = values.pop("timed")
     verbose = values.pop("verbose")
     artifact = load_file(file, **values)
-    require_writable_files(output, certificate=certificate)
+    require_writable_files(output, file, certificate=certificate)
     with Console(as_json) as console:
         console.progress("fold", 0, 0)
         data = None
@@ -146,7 +147,7 @@ def embed_input(file: str, output: Path, as_json: bool, **values: Any) -> None:
     # No input is called so: the verb refuses it, and says which there are.
     kind = values.pop("input") or "nothing"
     artifact = load_file(file, **values)
-    require_writable_files(output)
+    require_writable_files(output, file)
     with Console(as_json) as console:
         console.progress("embed and certify", 0, 0)
         if settings["data"] is not None:
@@ -185,7 +186,8 @@ def quantize(
     options, preprocess = split_options(verbs.QuantizeOptions, values)
     artifact = load_file(file, **preprocess)
     require_float(artifact)
-    require_writable_files(output, report=report)
+    require_writable_files(output, file, report=report)
+    require_outside(options.pareto, output, report)
     with Console(as_json) as console:
         source = open_data_source(data, unlabeled=True)
         console.describe(source.describe_quantization())

@@ -293,7 +293,8 @@ def checked_extremes(name: str, flat: Float32) -> tuple[Float32, Float32]:
     if not np.isfinite(extremes).all():
         raise InputError(
             f"the tensor {name!r} is not finite on calibration images: "
-            "the float model itself overflows there; repair it before you quantize"
+            "the float model itself overflows there or has weights that are not finite; repair it "
+            "before you quantize"
         )
     largest = float(np.maximum(-low, high).max(initial=0.0))
     if largest > MAX_MAGNITUDE:

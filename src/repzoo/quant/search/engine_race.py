@@ -427,4 +427,7 @@ def _conclude(
         "clients": race.clients,
     }
     chosen = artifact.then(artifact.model, Step("choose", __version__, settings))
-    return chosen, best.artifact, replace(report, int8=best.artifact)
+    report = replace(
+        report, int8=best.artifact, warnings=(), int8_warnings=report.warnings
+    )
+    return chosen, best.artifact, report

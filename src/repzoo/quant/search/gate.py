@@ -81,6 +81,7 @@ class QuantReport(Summarized):
     record      the Record of the whole quantization
     warnings    sentences for the user
     int8        the INT8 model that all of this is about, where a race handed out float instead
+    int8_warnings  sentences on that model; `warnings` are on what is written
     """
 
     chosen: Candidate
@@ -90,6 +91,7 @@ class QuantReport(Summarized):
     record: Record[QuantizeSummary]
     warnings: tuple[str, ...] = ()
     int8: Artifact | None = None
+    int8_warnings: tuple[str, ...] = ()
 
     @property
     def passes(self) -> bool:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from repzoo.storage import cache_folder, json_text, read_bounded, write_atomical
 
 FORMAT = 3  # to be raised when the search, or the form of Q/DQ pairs, changes
 MAX_BYTES = 2**22
+MAX_NAME = 1000  # characters of a placement's name
 # Facts of a host that decide which placement is fastest on it.
 HOST_FACTS = ("cpu", "machine", "int8", "affinity", "threads")
 
@@ -129,15 +131,20 @@ def path_of(key: Mapping[str, Any]) -> Path:
 
 
 def read(
-    key: Mapping[str, Any], space: PlacementSpace
+    key: Mapping[str, Any], space: PlacementSpace, forms: Collection[str]
 ) -> tuple[KeptSearch | None, list[str]]:
-    """(what an earlier search found; None where there is none or its file is damaged, remarks)."""
+    """(what an earlier search found; None where there is none or its file is damaged, remarks).
+
+    forms  those that it may name
+    """
     path = path_of(key)
     try:
         if not path.exists():
             return None, []
         kept = _read(path, key)
         placements(kept, space)
+        if not set(kept.forms) <= set(forms):
+            raise UnexpectedJson(f"it names other forms than {', '.join(forms)}")
     except (InputError, UnexpectedJson, OSError) as error:
         remark = Remark(
             "what an earlier search found is not used: {path}: {why}; a new search replaces it",
@@ -185,7 +192,13 @@ def _read(path: Path, key: Mapping[str, Any]) -> KeptSearch:
     # A file that was copied under another name says what it is for.
     if _text(document.get("for")) != _text(key):
         raise UnexpectedJson("it is of another graph, engine or host")
-    return read_result(KeptSearch, document["search"])
+    kept = read_result(KeptSearch, document["search"])
+    if not math.isfinite(kept.seconds):
+        raise UnexpectedJson("its seconds are no number")
+    for item in (kept.best, *kept.nearly_as_fast, *kept.others):
+        if len(item.name) > MAX_NAME or not item.name.isprintable():
+            raise UnexpectedJson("a placement in it has no name that can be printed")
+    return kept
 
 
 def _text(value: Any) -> str:

@@ -11,7 +11,7 @@ from repzoo.measure.results import (
     MeanAveragePrecision,
     PairedAccuracy,
 )
-from repzoo.printable import signed
+from repzoo.printable import MINUS, signed
 from repzoo.quant.parameters import sqnr
 from repzoo.quant.parameters.sqnr import LayerSqnr
 from repzoo.quant.search.candidate import NAMED_LAYERS
@@ -84,7 +84,7 @@ def _loss_of(
         low=signed(drop.drop_low),
         high=signed(drop.drop_high),
         n=images,
-        budget=max_drop,
+        budget=f"{max_drop:g}".replace("-", MINUS),
     )
 
 
@@ -127,6 +127,18 @@ def int8_wins(int8: RaceEntry, fastest_float: RaceEntry) -> Remark:
             ratio=int8.ratio,
             float_engine=fastest_float.engine,
         )
+    assert int8.ratio_high is not None
+    if int8.ratio_high > 1:
+        return Remark(
+            "INT8 on {engine} and the fastest float, on {float_engine}, are as fast as far as can "
+            "be told: INT8 takes {ratio:.2f} of the time (95 % interval {low:.2f} to {high:.2f}), "
+            "and its file is smaller",
+            engine=int8.engine,
+            ratio=int8.ratio,
+            float_engine=fastest_float.engine,
+            low=int8.ratio_low,
+            high=int8.ratio_high,
+        )
     return Remark(
         "INT8 on {engine} takes {ratio:.2f} of the time of the fastest float, which is on "
         "{float_engine} (95 % interval {low:.2f} to {high:.2f})",
@@ -139,11 +151,10 @@ def int8_wins(int8: RaceEntry, fastest_float: RaceEntry) -> Remark:
 
 
 def float_wins(fastest_float: RaceEntry, int8: RaceEntry) -> Remark:
-    """Why float wins the race of engines, and how to get INT8 all the same."""
+    """Why float wins the race of engines."""
     return Remark(
         "INT8 cannot win here: its fastest, on {engine}, takes {ratio:.2f} times as long as float "
-        "on {float_engine} (95 % interval {low:.2f} to {high:.2f}), so float on {float_engine} is "
-        "handed out; for INT8 all the same, give --engine {engine}, or --objective size",
+        "on {float_engine} (95 % interval {low:.2f} to {high:.2f})",
         engine=int8.engine,
         ratio=int8.ratio,
         float_engine=fastest_float.engine,

@@ -91,7 +91,7 @@ def fastest_placement(
     key = kept_search.circumstances(evaluator)
     remarks: list[str] = []
     if not limits.new_search:
-        kept, remarks = kept_search.read(key, evaluator.builder.space)
+        kept, remarks = kept_search.read(key, evaluator.builder.space, FORMS)
         if kept is not None and kept.is_enough(limits.seconds):
             again = _time_again(evaluator, kept)
             if again is not None:
@@ -102,7 +102,7 @@ def fastest_placement(
     result = search_placement(evaluator, seconds)
     used_by_others = noise.between(before, noise.read_counters())["used_by_others"]
     if used_by_others is not None and used_by_others > noise.OTHERS:
-        return result, remarks  # what looked fastest may not be, so it is not kept
+        return result, [*remarks, _busy_remark(evaluator)]
     scheme = evaluator.builder.scheme
     forms = tuple(name for name in FORMS if getattr(scheme, name))
     found = KeptSearch.of(result, forms, limits.seconds)
@@ -134,6 +134,14 @@ def _kept_remark(evaluator: Evaluator, kept: KeptSearch) -> Remark:
         "timed again; --new-search searches anew",
         engine=evaluator.gate.engine.name,
         date=kept.date,
+    )
+
+
+def _busy_remark(evaluator: Evaluator) -> Remark:
+    return Remark(
+        "other processes used this machine while the placement was searched on {engine}: it may "
+        "not be the fastest, and is searched again the next time",
+        engine=evaluator.gate.engine.name,
     )
 
 
