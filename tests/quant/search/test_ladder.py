@@ -515,3 +515,56 @@ def test_ladders_that_share_run_the_float_model_once(
     first, second = (report.paired.values for report in reports)
     assert first.first_top1 == second.first_top1
     assert first.n == second.n
+
+
+SPIKY = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, 3, 8, 8] data) => (float[N, 10] output) {
+        gain = GlobalAveragePool (data)
+        grown = Mul (data, gain)
+        flat = Flatten (grown)
+        output = Gemm <transB = 1> (flat, weights) }"""
+
+
+def noise_image(key: str) -> Image.Image:
+    """Dim noise; every tenth is bright."""
+    index = int(key)
+    top = 256 if index % 10 == 0 else 40
+    pixels = np.random.default_rng(index).integers(0, top, (8, 8, 3))
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def test_typical_ranges_are_the_mean_over_images_as_the_engine_computes_them() -> None:
+    model = onnx.parser.parse_model(SPIKY)
+    values = np.random.default_rng(0).normal(size=(10, 192)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(values, "weights"))
+    plain: dict[str, Any] = {"size": 8, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    preprocess = replace(small().require_preprocess(), **plain)
+    artifact = replace(small(), model=model, preprocess=preprocess, labels=())
+    keys = tuple(map(str, range(64)))
+    images = Dataset("noise", (), keys, (0,) * 64, noise_image, labeled=False)
+    target = Target(engine("onnxruntime"), load_scheme("ort-cpu"))
+    gate = Gate(FloatComparison(artifact, images, target.engine), Budget())
+    split = QuantizationSplit(images, images, images)
+    builder = ladder.calibrate(gate, split, target)[0].builder
+    everything = builder.space.starting_placements()[0]
+    typical = next(stage for stage in STAGES if stage.name == "typical ranges")
+    low, high = builder.build(typical, everything).plan.ranges["grown"].bounds
+    (read,) = batches(images, preprocess, 64, ReadReport())
+    grown = read.inputs * read.inputs.mean(axis=(2, 3), keepdims=True)
+    by_image = grown.reshape(64, -1)
+    assert low == pytest.approx(by_image.min(axis=1).mean(), rel=1e-5)
+    assert high == pytest.approx(by_image.max(axis=1).mean(), rel=1e-5)
+    assert high < by_image.max() / 4  # which decides the ranges of the other stages
+    assert (
+        builder.build(STAGES[1], everything).plan.ranges["grown"].bounds[1] > 2 * high
+    )
+
+
+def test_a_tool_that_has_no_typical_ranges_is_spared_the_stage() -> None:
+    stages = {"typical ranges": False, "gptq": True}
+    target = Target(engine("onnxruntime"), load_scheme("mnn"))
+    comparison = FloatComparison(linear(), sets().gate, target.engine)
+    evaluator, _ = ladder.calibrate(Gate(comparison, Budget()), sets(), target)
+    for stage in STAGES:
+        if stage.name in stages:
+            assert evaluator.is_worth_trying(stage) == stages[stage.name]

@@ -24,8 +24,9 @@ from repzoo.quant.calibration.float16_sums import (
 )
 from repzoo.quant.calibration.observers import (
     Observer,
-    checked_extremes,
+    check_extremes,
     flatten_positions,
+    image_extremes,
 )
 from repzoo.quant.network.im2col import im2col, sample_positions
 from repzoo.quant.network.layers import Layer, find_layers
@@ -56,7 +57,9 @@ class RangeObserver(Observer):
     def add(self, values: Float32) -> None:
         """Observe one batch, [N, C, ...]."""
         flat = flatten_positions(values)
-        low, high = checked_extremes(self.source, flat)
+        lows, highs = image_extremes(flat)
+        low, high = lows.min(axis=0), highs.max(axis=0)
+        check_extremes(self.source, low, high)
         self.largest = max(self.largest, float(np.maximum(-low, high).max(initial=0)))
         room = NOISE_IMAGES - self._images
         if room <= 0:

@@ -57,6 +57,9 @@ class Histogram:
         self.samples: Float32 = np.zeros((channels, 0), np.float32)
         # number of values that equal the current edge
         self._at_edge: Ids = np.zeros(channels, np.int64)
+        # sums of each image's extremes, of all channels, and the number of images
+        self._image_extremes: Float = np.zeros(2)
+        self._images = 0
 
     @property
     def channel_totals(self) -> Ids:
@@ -141,6 +144,19 @@ class Histogram:
         """Extend each channel's extremes to `low` and `high`, [C]."""
         self.low = np.minimum(self.low, low)
         self.high = np.maximum(self.high, high)
+
+    def add_image_extremes(self, low: Float32, high: Float32) -> None:
+        """Take the extremes [N] of N images, each over all channels."""
+        self._image_extremes += (low.sum(dtype=np.float64), high.sum(dtype=np.float64))
+        self._images += len(low)
+
+    @property
+    def typical_extremes(self) -> tuple[float, float]:
+        """The mean of each image's (low, high); the extremes of all where images are not known."""
+        if not self._images:
+            return float(self.low.min()), float(self.high.max())
+        low, high = (self._image_extremes / self._images).tolist()
+        return low, high
 
     def count_values(self, values: Float32) -> None:
         """Count finite `values` [C, n] that lie within the extremes."""

@@ -14,7 +14,7 @@ from repzoo.errors import InputError
 from repzoo.plugins import unknown
 from repzoo.storage import read_bounded
 
-RANGE_METHODS = ("minmax", "percentile", "mse", "entropy")
+RANGE_METHODS = ("minmax", "percentile", "mse", "entropy", "typical")
 POOLING = ("MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean")
 DATA_MOVEMENT = ("Flatten", "Reshape", "Concat", "Split", "Transpose")
 # Operators whose results are some of their inputs' values.
@@ -79,7 +79,7 @@ class QuantScheme:
         per_channel: one weight scale per output channel, else one per tensor.
         ranges: how the ladder's first stage chooses activation ranges: one of range_methods.
         range_methods: those of the target's own tool, which later stages choose from: some of
-            minmax, percentile, mse, entropy.
+            minmax, percentile, mse, entropy, typical.
         searched_ranges: the methods that the tool's default flow tries on the whole model, of which
             it keeps the best; none: it always chooses ranges as `ranges` says.
         quantized: ONNX operators that may run in INT8, out of OPERATORS. With Sigmoid and Mul,

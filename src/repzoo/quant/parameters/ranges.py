@@ -202,12 +202,16 @@ def choose_range(
     Args:
         histogram: of the activation.
         sensitivity: cost of a unit of squared error in each of its channels.
-        method: "auto" for all `range_methods` of the scheme, or one of minmax, percentile,
-            entropy, and mse (min-max and its shrunk versions).
+        method: "auto" for all `range_methods` of the scheme that the loss can judge, or one of
+            minmax, percentile, entropy, mse (min-max and its shrunk versions), and typical (the
+            mean of each image's extremes).
         scheme: where it is symmetric, each range is extended to -r..r.
     """
     lowest, _ = minmax(histogram)
     symmetric = scheme.is_symmetric(lowest)
+    if method == "typical":
+        chosen = ChosenRange(method, histogram.typical_extremes)
+        return _symmetric_range(chosen) if symmetric else chosen
     if method not in ("auto", "mse"):
         # of the two percentiles, the wider one
         return _candidate_ranges(histogram, (method,), symmetric)[0]

@@ -76,8 +76,11 @@ class Evaluator:
         assert self._best is not None
         return self._best
 
-    def changes(self, stage: Stage) -> bool:
-        """Whether `stage` rewrites anything in this model, so that it is worth trying."""
+    def is_worth_trying(self, stage: Stage) -> bool:
+        """Whether `stage` rewrites anything in this model, and the scheme has its ranges."""
+        method = stage.corrections.range_method
+        if method not in ("auto", *self.builder.scheme.range_methods):
+            return False
         changes = self.builder.cache.changes(stage)
         free_memory()
         return changes

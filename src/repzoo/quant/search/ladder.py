@@ -380,7 +380,7 @@ def try_stages(evaluator: Evaluator, search: SearchResult) -> None:
     for index, stage in enumerate(others, 1):
         if evaluator.best.verdict >= Verdict.HOLDS:
             return
-        if evaluator.changes(stage):
+        if evaluator.is_worth_trying(stage):
             evaluator.evaluate(stage, search.best, stage.name)
         evaluator.builder.cache.keep_only([evaluator.best.build.stage, *others[index:]])
 

@@ -44,8 +44,12 @@ from repzoo.quant.search.verdict import Verdict
 Outputs = npt.NDArray[np.float32]  # logits [n, classes]
 AS_IT_IS = "as it is"
 NEAREST = Stage("nearest", Corrections(gptq=False, bias=False))
-# The ladder's stages on the grid. Its first differs from NEAREST in biases only.
-GRID_STAGES = (NEAREST, *STAGES[1:])
+# The ladder's stages on the grid, whose ranges the tool chooses. The ladder's first differs from
+# NEAREST in biases only.
+GRID_STAGES = (
+    NEAREST,
+    *(stage for stage in STAGES[1:] if stage.corrections.range_method == "auto"),
+)
 # Gain of a stage on the logits that a simulation can be trusted with.
 MIN_GAIN_DB = 0.5
 # A layer whose input, in more bits, gains this much adds half of all noise.
@@ -174,7 +178,9 @@ class ToolSearch:
             changing: Changing = {}
             for stage in GRID_STAGES:
                 if stage.rewrites:
-                    changing[stage] = pool.submit(self._evaluator.changes, stage)
+                    changing[stage] = pool.submit(
+                        self._evaluator.is_worth_trying, stage
+                    )
             plan = partial(self._plan_stage, changing)
             for planned in map_in_order(plan, GRID_STAGES, 1):
                 if planned is not None:
