@@ -67,8 +67,8 @@ def quantized(report: QuantReport, path: Path) -> View:
     is_float = report.int8 is not None
     if is_float:
         shown.append(
-            f"{path} written: the float model. INT8, which is all that stands above the race, is "
-            f"written with --engine {report.record.engine['name']}, or --objective size"
+            f"{path} written: the float model. The figures before the race are of INT8; "
+            f"--engine {report.record.engine['name']} or --objective size writes that instead"
         )
     else:
         shown.append(f"{path} written")

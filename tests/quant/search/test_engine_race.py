@@ -481,8 +481,8 @@ def test_auto_writes_the_float_model_and_says_so(
     ran = run("quantize", small_file, "-o", output, *QUICK, "--pareto", frontier)
     assert ran.code == 0, ran.err
     shown = " ".join(ran.out.split())
-    assert "written: the float model. INT8" in shown
-    assert "with --engine onnxruntime, or --objective size" in shown
+    assert "written: the float model. The figures before the race are of INT8" in shown
+    assert "--engine onnxruntime or --objective size writes that" in shown
     assert "INT8 cannot win here" in ran.err
     written = Artifact.read(output)
     assert written.form == "deploy"
