@@ -51,7 +51,7 @@ class Setting:
 
     data: str
     images: int
-    search_seconds: float
+    search_seconds: float | None
     threads: Sequence[int]
     renew: bool
 

@@ -466,7 +466,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=numbers, default=[1])
     parser.add_argument("--data", default="", help="images, instead of drawn ones")
     parser.add_argument("--images", type=int, default=256, help="that calibrate")
-    parser.add_argument("--search-seconds", type=float, default=60.0)
+    parser.add_argument("--search-seconds", type=float)
     parser.add_argument("--seconds", type=float, default=2.5, help="for each contender")
     parser.add_argument("--openings", type=int, default=latency.OPENINGS)
     parser.add_argument("--work", type=Path, default=Path("runs/peers"))

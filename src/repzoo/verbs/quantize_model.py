@@ -21,7 +21,7 @@ from repzoo.quant.search import half_model, ladder
 from repzoo.quant.search.default_sessions import saturation_remark
 from repzoo.quant.search.engine_race import AUTO
 from repzoo.quant.search.gate import QuantReport
-from repzoo.quant.search.placement_choice import PlacementChoice
+from repzoo.quant.search.placement_choice import SEARCH_SECONDS, PlacementChoice
 from repzoo.quant.search.verdict import Budget
 from repzoo.settings import FINITE, at_least, merge_keywords, setting, validate
 from repzoo.storage import require_empty_folder
@@ -104,10 +104,10 @@ class QuantizeOptions:
         help="What runs in INT8: what makes the model fastest on the engine (by timing), all "
         "convolutions and linear layers, or everything that the scheme knows in INT8.",
     )
-    # The search also ends after the time that calibration took.
-    search: float = setting(
-        ladder.SEARCH_SECONDS,
-        help="Time limit of the search for the fastest Q/DQ placement, in seconds.",
+    search: float | None = setting(
+        None,
+        help="Time limit of the search for the fastest Q/DQ placement, in seconds; default: as "
+        f"long as calibration took, at most {SEARCH_SECONDS:g}; it ends where nothing gains.",
         range=at_least(0),
     )
     new_search: bool = setting(

@@ -110,9 +110,11 @@ def _contest(model: Artifact, options: QuantizeOptions) -> tuple[Contest, list[s
     targets = []
     for runner in int8_runners:
         target, _ = target_for(runner, options)
-        # The time that was allowed is for all engines together.
-        seconds = options.search / len(int8_runners)
-        targets.append(replace(target, search_seconds=seconds))
+        if options.search is not None:
+            # The time that was allowed is for all engines together.
+            seconds = options.search / len(int8_runners)
+            target = replace(target, search_seconds=seconds)
+        targets.append(target)
     float_only = [runner for runner in runners if runner not in int8_runners]
     # Who asks for a placement by name wants INT8.
     hands_out_float = is_choice and options.placement == "fastest"

@@ -26,10 +26,14 @@ from repzoo.quant.search.evaluator import Evaluator
 from repzoo.quant.search.gate import Gate
 from repzoo.quant.search.kept_search import KeptPlacement, KeptSearch
 from repzoo.quant.search.ladder import Target
-from repzoo.quant.search.placement_choice import SearchLimits, fastest_placement
+from repzoo.quant.search.placement_choice import (
+    FORMS,
+    SearchLimits,
+    fastest_placement,
+)
 from repzoo.quant.search.verdict import Budget
 
-LIMITS = SearchLimits(seconds=0.0, calibrate_seconds=60.0)
+LIMITS = SearchLimits(asked=0.0, calibrate_seconds=60.0)
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +56,21 @@ def with_other_weights(artifact: Artifact) -> Artifact:
         values = numpy_helper.to_array(item)
         if values.dtype.kind == "f":
             item.CopyFrom(numpy_helper.from_array(values * np.float32(1.1), item.name))
+    return replace(artifact, model=model)
+
+
+def wider(artifact: Artifact) -> Artifact:
+    """The same function with two more channels, which are 0."""
+    model = clone(artifact.model)
+    for item in model.graph.initializer:
+        values = numpy_helper.to_array(item)
+        more = {
+            "first": ((0, 2), *[(0, 0)] * 3),
+            "second": ((0, 0), (0, 2), (0, 0), (0, 0)),
+        }
+        if item.name in more:
+            padded = np.pad(values, more[item.name])
+            item.CopyFrom(numpy_helper.from_array(padded, item.name))
     return replace(artifact, model=model)
 
 
@@ -87,6 +106,95 @@ def test_a_second_search_of_the_graph_takes_what_the_first_found(
     _, remarks = fastest_placement(again, replace(LIMITS, new_search=True))
     assert len(searches) == 2
     assert remarks == []
+
+
+def known_to(searches: list[Any]) -> list[frozenset[str]]:
+    """The nodes of the placements that the last of `searches` knew."""
+    known = searches[-1][4]
+    return [placement.nodes for placement in known]
+
+
+def test_a_search_begins_with_what_was_fastest_in_another_width(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    searches = count_searches(monkeypatch)
+    narrow, _ = fastest_placement(evaluator(), LIMITS)
+    assert known_to(searches) == []
+    wide, remarks = fastest_placement(evaluator(wider(small())), LIMITS)
+    assert len(searches) == 2
+    assert known_to(searches) == [narrow.best.placement.nodes]
+    assert remarks == []  # it is a start among others
+    assert wide.best.ratio is not None
+    fastest_placement(evaluator(wider(small())), replace(LIMITS, new_search=True))
+    assert known_to(searches) == []
+    fastest_placement(evaluator(wider(small()), "per-tensor"), LIMITS)
+    assert known_to(searches) == []
+
+
+def test_a_damaged_file_of_another_width_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    searches = count_searches(monkeypatch)
+    narrow = evaluator()
+    fastest_placement(narrow, LIMITS)
+    for text in ("{", "[]", kept_file(narrow).read_text().replace('"flat"', '"round"')):
+        kept_file(narrow).write_text(text)
+        _, remarks = fastest_placement(evaluator(wider(small())), LIMITS)
+        assert remarks == []
+        assert known_to(searches) == []
+        kept_file(evaluator(wider(small()))).unlink()
+
+
+def test_a_search_that_was_interrupted_goes_on_from_where_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    found = evaluator()
+    with monkeypatch.context() as patched:
+        patched.setattr(placement_search, "_improve", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fastest_placement(found, LIMITS)
+    key = kept_search.circumstances(found)
+    kept, _ = kept_search.read(key, found.builder.space, FORMS)
+    assert kept is not None
+    assert kept.interrupted
+    searches = count_searches(monkeypatch)
+    _, remarks = fastest_placement(evaluator(), LIMITS)
+    assert "went on from what an earlier one found" in remarks[0]
+    assert known_to(searches) == [set(kept.best.nodes)]
+    fastest_placement(evaluator(), LIMITS)
+    assert len(searches) == 1  # now it has come to its end
+
+
+def test_a_longer_search_that_is_interrupted_leaves_the_shorter_one_valid(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = evaluator()
+    fastest_placement(found, LIMITS)
+    key = kept_search.circumstances(found)
+    short, _ = kept_search.read(key, found.builder.space, FORMS)
+    assert short is not None
+    kept_search.write(key, replace(short, finished=False))
+    layers = found.builder.space.placement("layers", ["c"])
+
+    def interrupted(*arguments: Any) -> Any:
+        keep = arguments[5]
+        keep(layers)
+        raise KeyboardInterrupt
+
+    longer = evaluator()
+    with monkeypatch.context() as patched:
+        patched.setattr(placement_search, "find_fastest", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fastest_placement(longer, replace(LIMITS, asked=9.0))
+    kept, _ = kept_search.read(key, found.builder.space, FORMS)
+    assert kept is not None
+    assert set(kept.best.nodes) == layers.nodes
+    assert kept.nearly_as_fast == short.nearly_as_fast
+    assert not LIMITS.allow(kept)
+    assert replace(LIMITS, asked=9.0).allow(kept)
 
 
 @pytest.mark.parametrize(
@@ -139,21 +247,38 @@ def test_a_cache_that_cannot_be_written_costs_a_sentence(
     assert "searched again the next time" in remarks[0]
 
 
-def test_a_search_on_a_busy_machine_is_not_kept(
+def test_a_search_on_a_busy_machine_is_searched_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(system_noise, "OTHERS", -1.0)
     found = evaluator()
     _, remarks = fastest_placement(found, LIMITS)
-    assert not kept_file(found).exists()
     assert "on onnxruntime: it may not be the fastest" in remarks[-1]
+    searches = count_searches(monkeypatch)
+    _, remarks = fastest_placement(evaluator(), LIMITS)
+    assert len(searches) == 1  # what was found is where it begins, and no more
+    assert "went on" in remarks[0]
 
 
 def test_a_search_that_ran_out_of_time_serves_those_that_have_no_more() -> None:
     found = KeptSearch(KeptPlacement("layers", ("a",)), (), (), (), 5.0, False)
-    assert found.is_enough(5.0)
-    assert not found.is_enough(6.0)
-    assert replace(found, finished=True).is_enough(6.0)
+    assert not SearchLimits(5.0, 60.0).allow(found)
+    assert SearchLimits(6.0, 60.0).allow(found)
+    assert not SearchLimits(6.0, 60.0).allow(replace(found, finished=True))
+    assert SearchLimits(5.0, 60.0).allow(replace(found, interrupted=True))
+
+
+def test_without_a_limit_a_search_takes_as_long_as_calibration_and_a_minute_at_most() -> (
+    None
+):
+    """And calibration that takes a little longer the next time is no reason for another."""
+    assert SearchLimits(None, 7.0).seconds == 7
+    assert SearchLimits(None, 300.0).seconds == 60
+    assert SearchLimits(300.0, 7.0).seconds == 300
+    found = KeptSearch(KeptPlacement("layers", ("a",)), (), (), (), 7.0, False)
+    assert SearchLimits(None, 7.1).allow(found)
+    assert not SearchLimits(None, 7.1).allow(replace(found, is_default=True))
+    assert SearchLimits(7.1, 7.1).allow(replace(found, is_default=True))
 
 
 def test_the_structure_of_a_graph_is_all_but_the_values_of_its_weights() -> None:

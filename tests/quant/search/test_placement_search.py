@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -119,9 +119,14 @@ class Machine(PlacementRace):
         ]
 
 
-def search(machine: Machine, seconds: float = 60.0) -> SearchResult:
+def search(
+    machine: Machine,
+    seconds: float = 60.0,
+    known: Sequence[Placement] = (),
+    keep: Callable[[Placement], None] | None = None,
+) -> SearchResult:
     starts = machine.space.starting_placements()
-    return placement_search.find_fastest(machine, starts, 0.1, seconds)
+    return placement_search.find_fastest(machine, starts, 0.1, seconds, known, keep)
 
 
 def test_what_is_slower_in_int8_stays_in_float_and_the_rest_does_not() -> None:
@@ -442,6 +447,43 @@ def test_a_kept_search_whose_finalists_are_refused_is_no_result() -> None:
     first, *others = machine.space.starting_placements()
     assert machine.refusal(first)
     assert placement_search.time_again(machine, [first], others, 0.1) is None
+
+
+@given(
+    st.lists(st.sampled_from([0.3, 0.9, 1.5, 3.0]), min_size=8, max_size=8),
+    st.lists(st.sets(st.sampled_from(sorted(LAYERS)), min_size=1), max_size=3),
+    st.booleans(),
+)
+@settings(max_examples=25)
+def test_a_search_ends_no_slower_than_what_was_known_before(
+    factors: list[float], layers: list[set[str]], has_profiles: bool
+) -> None:
+    costs = dict(zip(FLOAT, factors, strict=True))
+    machine = (ProfiledMachine if has_profiles else Machine)(costs, pair=0.3)
+    known = [machine.space.placement("known", names) for names in layers]
+    result = search(machine, seconds=0.0, known=known)
+    fastest = min(map(machine.cost, known), default=np.inf)
+    assert machine.cost(result.best.placement) <= fastest
+    found = [result.best.placement, *result.others]
+    assert {placement.nodes for placement in known} <= {item.nodes for item in found}
+    assert len({placement.nodes for placement in found}) == len(found)
+
+
+def test_what_is_known_and_refused_is_left_out() -> None:
+    machine = RefusingMachine({})
+    known = machine.space.starting_placements()[0]
+    assert machine.refusal(known)
+    assert search(machine, known=[known]).best.placement.nodes != known.nodes
+
+
+def test_each_faster_placement_is_kept_as_soon_as_it_is_found() -> None:
+    machine = Machine({**dict.fromkeys(FLOAT, 0.3), "a": 3.0})
+    kept: list[Placement] = []
+    result = search(machine, keep=kept.append)
+    costs = [machine.cost(placement) for placement in kept]
+    assert len(kept) > 1
+    assert costs == sorted(set(costs), reverse=True)
+    assert kept[-1].nodes == result.best.placement.nodes
 
 
 def test_an_engine_that_refuses_all_placements_says_so() -> None:

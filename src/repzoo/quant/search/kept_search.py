@@ -6,21 +6,26 @@ needs no new search. Each search has a file in the folder `placements` of the ca
 (storage.cache_folder). Deleting one costs another search and nothing else.
 
 A file is no proof: its nodes must be in the graph, and its placements are timed again.
+
+A search that goes further begins with what is kept of the same graph, and with what was fastest in
+other widths and input sizes of the same architecture. It keeps each faster placement as soon as it
+has it, so that a search that was interrupted is not lost.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from repzoo.errors import InputError
-from repzoo.graph.tools.skeleton import sha256_of_structure
+from repzoo.graph.tools.skeleton import sha256_of_structure, sha256_of_wiring
 from repzoo.measure import latency
 from repzoo.measure.host import host
 from repzoo.measure.record import UnexpectedJson, read_result, to_json
@@ -30,11 +35,16 @@ from repzoo.quant.search.placement_search import SearchResult
 from repzoo.remark import Remark
 from repzoo.storage import cache_folder, json_text, read_bounded, write_atomically
 
-FORMAT = 3  # to be raised when the search, or the form of Q/DQ pairs, changes
+FORMAT = 4  # to be raised when the search, or the form of Q/DQ pairs, changes
 MAX_BYTES = 2**22
 MAX_NAME = 1000  # characters of a placement's name
+RELATIVES = (
+    2  # at most so many searches of related graphs are begun with, the latest ones
+)
 # Facts of a host that decide which placement is fastest on it.
 HOST_FACTS = ("cpu", "machine", "int8", "affinity", "threads")
+# Of the circumstances, those that related searches need not share.
+OWN_CIRCUMSTANCES = ("graph", "inputs")
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,9 @@ class KeptSearch:
     others           the rest of SearchResult.others
     forms            names of placement_choice.FORMS that were faster
     seconds          that the search was allowed
+    is_default       whether nobody asked for these seconds
     finished         whether it ended before, since nothing gained
+    interrupted      whether it did not come to its end: `best` is the fastest so far
     """
 
     best: KeptPlacement
@@ -85,10 +97,17 @@ class KeptSearch:
     forms: tuple[str, ...]
     seconds: float
     finished: bool
+    is_default: bool = False
+    interrupted: bool = False
     date: str = field(default_factory=lambda: datetime.date.today().isoformat())
 
     @staticmethod
-    def of(result: SearchResult, forms: tuple[str, ...], seconds: float) -> KeptSearch:
+    def of(
+        result: SearchResult,
+        forms: tuple[str, ...],
+        seconds: float,
+        is_default: bool = False,
+    ) -> KeptSearch:
         """What is kept of `result`, for which the search was allowed `seconds`."""
         near = [timed.placement for timed in result.nearly_as_fast]
         others = [placement for placement in result.others if placement not in near]
@@ -99,11 +118,12 @@ class KeptSearch:
             forms,
             seconds,
             result.finished,
+            is_default,
         )
 
-    def is_enough(self, seconds: float) -> bool:
-        """Whether a search that is allowed `seconds` would not go further."""
-        return self.finished or self.seconds >= seconds
+    def with_best(self, best: Placement, forms: tuple[str, ...]) -> KeptSearch:
+        """The same with a faster placement that a later search found on its way."""
+        return replace(self, best=KeptPlacement.of(best), forms=forms)
 
 
 def circumstances(evaluator: Evaluator) -> dict[str, Any]:
@@ -116,6 +136,7 @@ def circumstances(evaluator: Evaluator) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "graph": sha256_of_structure(builder.cache.original.model),
+        "wiring": sha256_of_wiring(builder.cache.original.model),
         "inputs": [list(array.shape) for array in arrays],
         "scheme": asdict(builder.scheme),
         "engine": [gate.engine.name, gate.engine.version()],
@@ -125,9 +146,20 @@ def circumstances(evaluator: Evaluator) -> dict[str, Any]:
 
 
 def path_of(key: Mapping[str, Any]) -> Path:
-    """The file of the search under these circumstances."""
-    digest = hashlib.sha256(_text(key).encode()).hexdigest()
-    return cache_folder() / "placements" / f"{digest[:32]}.json"
+    """The file of the search under these circumstances; related ones begin with the same name."""
+    own = hashlib.sha256(_text(key).encode()).hexdigest()
+    return cache_folder() / "placements" / f"{_related_name(key)}-{own[:24]}.json"
+
+
+def _related_name(key: Mapping[str, Any]) -> str:
+    """What the files of related searches begin with."""
+    digest = hashlib.sha256(_text(_shared(key)).encode()).hexdigest()
+    return digest[:24]
+
+
+def _shared(key: Mapping[str, Any]) -> dict[str, Any]:
+    """The circumstances that related searches share."""
+    return {name: value for name, value in key.items() if name not in OWN_CIRCUMSTANCES}
 
 
 def read(
@@ -153,6 +185,32 @@ def read(
         )
         return None, [remark]
     return kept, []
+
+
+def related(key: Mapping[str, Any], space: PlacementSpace) -> list[Placement]:
+    """What was fastest in other widths and input sizes of the architecture, the latest first.
+
+    A file that cannot be used is passed over: its own graph's search names and replaces it.
+    """
+    own = path_of(key)
+    folder = own.parent
+    try:
+        paths = sorted(folder.glob(f"{_related_name(key)}-*.json"), key=_age)
+    except OSError:
+        return []
+    found: list[Placement] = []
+    for path in paths:
+        if path == own or len(found) == RELATIVES:
+            continue
+        with contextlib.suppress(InputError, UnexpectedJson, OSError):
+            kept = _read(path, key, _shared)
+            found.append(kept.best.placement(space))
+    return found
+
+
+def _age(path: Path) -> float:
+    """Seconds, up to a constant, since the file was written."""
+    return -path.stat().st_mtime
 
 
 def placements(kept: KeptSearch, space: PlacementSpace) -> list[Placement]:
@@ -182,7 +240,12 @@ def write(key: Mapping[str, Any], kept: KeptSearch) -> list[str]:
     return []
 
 
-def _read(path: Path, key: Mapping[str, Any]) -> KeptSearch:
+def _read(
+    path: Path,
+    key: Mapping[str, Any],
+    compared: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+) -> KeptSearch:
+    """The search in a file, which must be for `key`, as far as `compared` looks at both."""
     try:
         document = json.loads(read_bounded(path, MAX_BYTES))
     except (ValueError, RecursionError):
@@ -190,7 +253,8 @@ def _read(path: Path, key: Mapping[str, Any]) -> KeptSearch:
     if not isinstance(document, dict) or not isinstance(document.get("search"), dict):
         raise UnexpectedJson("it is not an object with for and search")
     # A file that was copied under another name says what it is for.
-    if _text(document.get("for")) != _text(key):
+    is_for = document.get("for")
+    if not isinstance(is_for, dict) or _text(compared(is_for)) != _text(compared(key)):
         raise UnexpectedJson("it is of another graph, engine or host")
     kept = read_result(KeptSearch, document["search"])
     if not math.isfinite(kept.seconds):

@@ -83,7 +83,6 @@ from repzoo.quant.search.verdict import Budget, Verdict
 FALLBACK_COUNTS = (1, 3, 8)  # layers that leave INT8, one candidate each
 # Placements with less in INT8 that are tried for accuracy, at most.
 SMALLER_PLACEMENTS = 3
-SEARCH_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Target:
     """What the INT8 model is made for, and how hard the ladder tries.
 
     search_seconds   after which the placement search tries no further change; it ends before
-                     where nothing gains, and after as long as calibration took
+                     where nothing gains. None: see SearchLimits
     finetune_epochs  epochs of distillation where no correction is enough; needs torch
     load             how sessions are used while they are timed
     placement        which nodes run in INT8. fastest: those that make the model fastest on
@@ -104,7 +103,7 @@ class Target:
 
     engine: Engine
     scheme: QuantScheme
-    search_seconds: float = SEARCH_SECONDS
+    search_seconds: float | None = None
     finetune_epochs: int = 0
     placement: PlacementChoice = "fastest"
     may_fall_back: bool = False

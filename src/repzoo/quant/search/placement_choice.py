@@ -1,13 +1,14 @@
 """Chooses what runs in INT8: the placement that a search finds fastest, or the one asked for.
 
 A search of the same graph on the same engine and kind of host is not repeated: what it found is
-timed once more (kept_search.py).
+timed once more (kept_search.py). One that is to go further, or that is of another width of the same
+architecture, begins with what was found.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -24,10 +25,12 @@ from repzoo.quant.rewrites.stages import FloatModel
 from repzoo.quant.search import kept_search, placement_search
 from repzoo.quant.search.builder import Builder
 from repzoo.quant.search.evaluator import Evaluator, free_memory
-from repzoo.quant.search.kept_search import KeptSearch
+from repzoo.quant.search.kept_search import KeptPlacement, KeptSearch
 from repzoo.quant.search.placement_race import SMALLEST_GAIN, PlacementRace, layer_names
 from repzoo.quant.search.placement_search import SearchResult, TimedPlacement
 from repzoo.remark import Remark
+
+SEARCH_SECONDS = 60.0
 
 PlacementChoice = Literal["fastest", "layers", "everything"]
 
@@ -71,14 +74,30 @@ FORMS = {
 class SearchLimits:
     """How long a search may take.
 
-    seconds            that the user allows
-    calibrate_seconds  that calibration took; a search takes no longer than that
+    asked              seconds that the user allows; None: as long as calibration took, at most
+                       SEARCH_SECONDS
+    calibrate_seconds  that calibration took
     new_search         whether to search even where a search of the same graph is kept
     """
 
-    seconds: float
+    asked: float | None
     calibrate_seconds: float
     new_search: bool = False
+
+    @property
+    def seconds(self) -> float:
+        """After these no further trial begins."""
+        if self.asked is None:
+            return min(SEARCH_SECONDS, self.calibrate_seconds)
+        return self.asked
+
+    def allow(self, kept: KeptSearch) -> bool:
+        """Whether a search under these limits could go further than `kept`."""
+        if kept.interrupted:
+            return True
+        if kept.finished or (self.asked is None and kept.is_default):
+            return False
+        return self.seconds > kept.seconds
 
 
 def fastest_placement(
@@ -89,24 +108,63 @@ def fastest_placement(
     The builder's scheme then says which FORMS are faster.
     """
     key = kept_search.circumstances(evaluator)
+    kept: KeptSearch | None = None
     remarks: list[str] = []
+    known: list[Placement] = []
     if not limits.new_search:
-        kept, remarks = kept_search.read(key, evaluator.builder.space, FORMS)
-        if kept is not None and kept.is_enough(limits.seconds):
-            again = _time_again(evaluator, kept)
-            if again is not None:
-                return again, [_kept_remark(evaluator, kept)]
+        space = evaluator.builder.space
+        kept, remarks = kept_search.read(key, space, FORMS)
+        known = kept_search.related(key, space)
+    if kept is not None:
+        again = None if limits.allow(kept) else _time_again(evaluator, kept)
+        if again is not None:
+            return again, [_kept_remark(evaluator, kept)]
+        known.insert(0, kept.best.placement(evaluator.builder.space))
+        remarks.append(_further_remark(evaluator, kept))
     before = noise.read_counters()
-    choose_forms(evaluator)
-    seconds = min(limits.seconds, limits.calibrate_seconds)
-    result = search_placement(evaluator, seconds)
+    result = _search_and_keep(evaluator, limits, key, kept, known)
     used_by_others = noise.between(before, noise.read_counters())["used_by_others"]
     if used_by_others is not None and used_by_others > noise.OTHERS:
         return result, [*remarks, _busy_remark(evaluator)]
-    scheme = evaluator.builder.scheme
-    forms = tuple(name for name in FORMS if getattr(scheme, name))
-    found = KeptSearch.of(result, forms, limits.seconds)
+    found = KeptSearch.of(
+        result,
+        _forms_of(evaluator.builder),
+        limits.seconds,
+        is_default=limits.asked is None,
+    )
     return result, remarks + kept_search.write(key, found)
+
+
+def _search_and_keep(
+    evaluator: Evaluator,
+    limits: SearchLimits,
+    key: Mapping[str, Any],
+    kept: KeptSearch | None,
+    known: Sequence[Placement],
+) -> SearchResult:
+    """Search, and keep what is fastest so far as soon as it is known.
+
+    kept   what an earlier search of the graph found
+    known  where to begin, besides the usual starts
+    """
+    choose_forms(evaluator)
+    forms = _forms_of(evaluator.builder)
+
+    def keep(faster: Placement) -> None:
+        """In the file of the search, which is replaced when it has come to its end."""
+        if kept is None:
+            best = KeptPlacement.of(faster)
+            so_far = KeptSearch(best, (), (), forms, 0.0, False, interrupted=True)
+        else:
+            so_far = kept.with_best(faster, forms)
+        kept_search.write(key, so_far)
+
+    return search_placement(evaluator, limits.seconds, known, keep)
+
+
+def _forms_of(builder: Builder) -> tuple[str, ...]:
+    """Names of the FORMS that the builder's scheme has."""
+    return tuple(name for name in FORMS if getattr(builder.scheme, name))
 
 
 def _time_again(evaluator: Evaluator, kept: KeptSearch) -> SearchResult | None:
@@ -132,6 +190,14 @@ def _kept_remark(evaluator: Evaluator, kept: KeptSearch) -> Remark:
     return Remark(
         "{engine}: an earlier search of the same graph ({date}) found the placement, which was "
         "timed again; --new-search searches anew",
+        engine=evaluator.gate.engine.name,
+        date=kept.date,
+    )
+
+
+def _further_remark(evaluator: Evaluator, kept: KeptSearch) -> Remark:
+    return Remark(
+        "{engine}: the search for a placement went on from what an earlier one found ({date})",
         engine=evaluator.gate.engine.name,
         date=kept.date,
     )
@@ -215,11 +281,20 @@ def gelu_remarks(evaluator: Evaluator) -> list[str]:
     return [remark]
 
 
-def search_placement(evaluator: Evaluator, seconds: float) -> SearchResult:
-    """The fastest placement that is found in about `seconds`, and others that come near it."""
+def search_placement(
+    evaluator: Evaluator,
+    seconds: float,
+    known: Sequence[Placement] = (),
+    keep: Callable[[Placement], None] | None = None,
+) -> SearchResult:
+    """The fastest placement that is found in about `seconds`, and others that come near it.
+
+    known, keep  see `placement_search.find_fastest`
+    """
     starts = evaluator.builder.space.starting_placements()
+    screening = evaluator.gate.candidate_seconds
     result = placement_search.find_fastest(
-        _race(evaluator), starts, evaluator.gate.candidate_seconds, seconds
+        _race(evaluator), starts, screening, seconds, known, keep
     )
     free_memory()
     return result

@@ -21,7 +21,7 @@ is. A placement that can no longer win its race leaves it at once: most do after
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -105,37 +105,48 @@ class SearchResult:
 
 
 def find_fastest(
-    race: PlacementRace, starts: Sequence[Placement], screening: float, seconds: float
+    race: PlacementRace,
+    starts: Sequence[Placement],
+    screening: float,
+    seconds: float,
+    known: Sequence[Placement] = (),
+    keep: Callable[[Placement], None] | None = None,
 ) -> SearchResult:
     """The fastest placement that is found from `starts`.
 
     screening  seconds of timing for each of the nearest of `starts`
     seconds    after which no further trial begins, not counting the timing of `starts`
+    known      other starts, which were the fastest before: all are timed with care
+    keep       is called with each placement that is faster than all before
     """
     started = time.perf_counter()
+    keep = keep or _forget
     costs = profile_costs(race, starts)
     if costs is None:
         chosen, others = choose_by_race(race, starts)
     else:
         chosen, others = choose_by_profile(race, starts, costs)
+    chosen, others = _with_known(known, chosen, others)
     timed = _time_starts(race, chosen, others, screening)
     deadline = time.perf_counter() + seconds
     first = timed[0].placement
     placement = first
+    keep(first)
     trials: list[PlacementTrial] = []
     while True:
         faster, finished = _improve(race, placement, deadline, trials, costs)
         if faster is None:
             break
         placement = faster
+        keep(placement)
     best = timed[0]
     if placement is not first:
         again = _time_against_float(race, [placement], screening)
         if again:  # an engine that fails only now leaves the fastest start
             best = again[0]
-    known = {candidate.placement for candidate in timed}
+    careful = {candidate.placement for candidate in timed}
     slower = [
-        start for start in others if start not in known and not race.refusal(start)
+        start for start in others if start not in careful and not race.refusal(start)
     ]
     return SearchResult(
         best,
@@ -146,6 +157,23 @@ def find_fastest(
         finished,
         costs.profiles if costs else {},
     )
+
+
+def _forget(_: Placement) -> None:
+    """Keep nothing."""
+
+
+def _with_known(
+    known: Sequence[Placement], chosen: Sequence[Placement], others: Sequence[Placement]
+) -> tuple[list[Placement], list[Placement]]:
+    """`chosen` with `known`, `others` without them; none twice."""
+    nodes = {placement.nodes for placement in chosen}
+    more: dict[frozenset[str], Placement] = {}
+    for placement in known:
+        if placement.nodes not in nodes:
+            more.setdefault(placement.nodes, placement)
+    rest = [placement for placement in others if placement.nodes not in more]
+    return [*chosen, *more.values()], rest
 
 
 def time_again(
