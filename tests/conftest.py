@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
 import shutil
 import warnings
@@ -27,7 +28,7 @@ from repzoo.artifact import Artifact
 from repzoo.console import output
 from repzoo.data import digits
 from repzoo.measure import system_noise
-from repzoo.quant.search import gate
+from repzoo.quant.search import engine_race, gate
 from repzoo.storage import cache_folder
 from repzoo.zoo import embedded
 
@@ -75,8 +76,9 @@ def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 
 @pytest.fixture(autouse=True)
 def _quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other processes that use the machine must not decide what is said or kept."""
+    """What else runs on the machine must not decide what is said or kept."""
     monkeypatch.setattr(system_noise, "OTHERS", 2.0)
+    monkeypatch.setattr(engine_race, "UNSTEADY", math.inf)
 
 
 @pytest.fixture(autouse=True)

@@ -342,6 +342,48 @@ def test_no_engine_is_left_out_where_the_short_race_says_nothing(
     assert sorted(names) == ["onnxruntime", "other"]
 
 
+@pytest.mark.parametrize(
+    ("highest", "races", "is_said"),
+    [([1.9], 1, False), ([5.0, 1.1], 2, False), ([5.0, 4.0], 2, True)],
+)
+def test_a_race_that_tells_nothing_is_run_again(
+    highest: list[float],
+    races: int,
+    is_said: bool,
+    made_up: Ratios,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """highest: the end of INT8's interval in each race; its beginning is INT8's ratio."""
+    monkeypatch.setattr(engine_race, "UNSTEADY", 2.0)
+    made_up["onnxruntime", "int8"] = 1.0
+    ran = 0
+    run, ratio = latency.run, latency.ratio
+
+    def counted_run(*arguments: Any, **named: Any) -> Any:
+        nonlocal ran
+        is_race = named.get("on_error") is not None
+        ran += is_race
+        return run(*arguments, **named)
+
+    def wide(first: latency.Case, second: latency.Case) -> Any:
+        found = ratio(first, second)
+        if first.artifact.form != "int8" or not ran:
+            return found
+        return replace(found, values=replace(found.values, ratio_high=highest[ran - 1]))
+
+    monkeypatch.setattr(latency, "run", counted_run)
+    monkeypatch.setattr(latency, "ratio", wide)
+    result = engine_race.quantize(small(), sets(), contest("onnxruntime"), Budget(5))
+    assert ran == races
+    assert result.summary.chosen.ratio_high == min(highest)
+    said = [
+        remark
+        for remark in result.report.warnings
+        if "its winner may be chance" in remark
+    ]
+    assert bool(said) == is_said
+
+
 def test_an_engine_that_was_left_out_and_wins_the_race_is_looked_at_after_all(
     made_up: Ratios, monkeypatch: pytest.MonkeyPatch
 ) -> None:

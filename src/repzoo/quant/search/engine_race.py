@@ -4,7 +4,8 @@
 2. Each engine that computes INT8 has a ladder of its own (contenders.py). Engines whose INT8 could
    not win are not judged. The others are, by what the first engine computes for the float model:
    the default engine, unless another is named.
-3. Float and INT8 of all engines are timed in one interleaved race.
+3. Float and INT8 of all engines are timed in one interleaved race, once more where its intervals
+   are so wide that they tell nothing.
 4. The best INT8 file that passes the gate wins, unless the fastest float is faster beyond noise:
    the whole interval of the ratio is above 1. Then float wins. Within noise the smaller INT8 does.
 
@@ -53,6 +54,8 @@ from repzoo.quant.search.verdict import Budget, Verdict
 from repzoo.remark import Remark
 
 AUTO = "auto"  # the engine's name that asks for a race
+# A ratio whose interval ends at so many times its beginning tells nothing. The race is run again.
+UNSTEADY = 2.0
 
 
 @dataclass(frozen=True)
@@ -201,20 +204,20 @@ def quantize(
     while True:
         entrants = [*floats, *map(_int8_entrant, contenders.all)]
         _require_any(contenders.all)
-        entries, timings, busy = _race(entrants, contest, progress)
-        if not contenders.climb_missed(entries[len(floats) :]):
+        timed = _steady_race(entrants, contest, progress)
+        if not contenders.climb_missed(timed.entries[len(floats) :]):
             break
     contenders.let_go()
-    _require_int8(entries)
-    winner, reason = choose(entries, contest.objective, contest.hands_out_float)
+    _require_int8(timed.entries)
+    winner, reason = choose(timed.entries, contest.objective, contest.hands_out_float)
     race = RaceSummary(
         objective=contest.objective,
         threads=contest.load.threads,
         clients=contest.load.clients,
-        entries=tuple(entries),
+        entries=tuple(timed.entries),
         winner=winner,
         reason=reason,
-        busy=busy,
+        busy=timed.busy,
     )
     profiles = {item.engine.name: item.profile for item in contenders.all}
     chosen, int8, report = _conclude(
@@ -222,7 +225,7 @@ def quantize(
     )
     remarks = (*_remarks(race), *arithmetic.remarks(runners), *report.warnings)
     report = replace(report, warnings=tuple(dict.fromkeys(remarks)))
-    return RaceResult(chosen, int8, report, timings)
+    return RaceResult(chosen, int8, report, timed.timings)
 
 
 def _remarks(race: RaceSummary) -> list[str]:
@@ -239,6 +242,15 @@ def _remarks(race: RaceSummary) -> list[str]:
             Remark(
                 "other processes used this machine during the race of engines, which slows "
                 "engines down unequally; race again when the machine is idle"
+            )
+        )
+    elif _spread(race.entries) > UNSTEADY:
+        remarks.append(
+            Remark(
+                "the race of engines was run twice, and both times the latencies changed by more "
+                "than a factor of {factor:g} between rounds, so its winner may be chance; "
+                "something slows this machine down: race again when it is quiet",
+                factor=UNSTEADY,
             )
         )
     return remarks
@@ -274,10 +286,42 @@ def _require_int8(entries: Sequence[RaceEntry]) -> None:
         raise InputError(f"no engine could time its INT8 model: {problems[0]}")
 
 
-def _race(
+@dataclass(frozen=True)
+class _Timed:
+    """What a race measured.
+
+    entries  of each entrant
+    timings  the Record of each that was timed, by its index
+    busy     whether other processes used the machine
+    """
+
+    entries: list[RaceEntry]
+    timings: dict[int, Record[Latency]]
+    busy: bool
+
+
+def _spread(entries: Sequence[RaceEntry]) -> float:
+    """The end of the widest interval of a ratio, over its beginning."""
+    spreads = [1.0]
+    for entry in entries:
+        if entry.ratio_low and entry.ratio_high:
+            spreads.append(entry.ratio_high / entry.ratio_low)
+    return max(spreads)
+
+
+def _steady_race(
     entrants: Sequence[_Entrant], contest: Contest, progress: Progress
-) -> tuple[list[RaceEntry], dict[int, Record[Latency]], bool]:
-    """(an entry for each entrant, the timings by index, whether the machine was busy)."""
+) -> _Timed:
+    """The race; where it told nothing, the steadier of two."""
+    first = _race(entrants, contest, progress)
+    if _spread(first.entries) <= UNSTEADY:
+        return first
+    second = _race(entrants, contest, progress)
+    return min(first, second, key=lambda timed: _spread(timed.entries))
+
+
+def _race(entrants: Sequence[_Entrant], contest: Contest, progress: Progress) -> _Timed:
+    """Time all of `entrants` in the same rounds."""
     entries = [entrant.entry() for entrant in entrants]
     cases: dict[int, latency.Case] = {}
 
@@ -318,7 +362,7 @@ def _race(
         entries[index] = _timed(
             entries[index], timings[index].values, ratio, contest.objective
         )
-    return entries, timings, busy
+    return _Timed(entries, timings, busy)
 
 
 def _cost(timing: Record[Latency], objective: Objective) -> float:
