@@ -25,6 +25,7 @@ from repzoo.measure.record import Record, full_identity_of, identity_of
 from repzoo.measure.results import FoldSummary, Latency, LatencyRatio
 from repzoo.progress import Progress, silent
 from repzoo.quant.network.scheme import load_scheme
+from repzoo.quant.search.gate import QuantReport
 from repzoo.remark import Remark
 from repzoo.report import card, page
 from repzoo.report.board import BoardFacts, board_facts, select_board
@@ -107,7 +108,6 @@ def run(
     options = options or JobOptions()
     require_float(artifact)
     artifact = for_images(artifact)
-    engine_name = own_engine(options.quantize)
     _extra_engines(options)  # refuses an unknown name before the work
     of_board, noted = _of_board(board_records, options, artifact)
     calibration, evaluation = source.calibration_split(
@@ -115,41 +115,35 @@ def run(
     )
     # Refuses classes that the model does not have, before the work.
     accuracy.class_indices(evaluation, artifact)
-    deploy = verbs.fold(artifact, calibration, engine=engine_name, progress=progress)
+    first = own_engine(options.quantize)
+    deploy = verbs.fold(artifact, calibration, engine=first, progress=progress)
     quantized = _quantize_all(deploy, source, options.quantize, progress)
-    # The one that won the race, where there was a race.
-    report = quantized["int8"].report
-    assert report is not None
-    engine_name = report.record.engine["name"]
-    options = replace(options, quantize=replace(options.quantize, engine=engine_name))
+    options = _on_the_winner(options, quantized["int8"])
     evaluated = verbs.evaluate(
         [deploy, *quantized.values()],
         evaluation,
         against=deploy,
-        engine=engine_name,
+        engine=options.quantize.engine,
         progress=progress,
     )
-    artifacts: dict[str, Artifact] = {artifact.form: artifact}
-    artifacts.update(deploy=deploy, **quantized)
+    artifacts = {artifact.form: artifact, "deploy": deploy, **quantized}
     timed = _without_untimed(artifacts, quantized["int8"])
     timings, left_out = _time_all(timed, options, progress)
-    reports = [model.report for model in quantized.values() if model.report]
-    records = [report.record for report in reports]
-    # The first pair is the float model with itself.
-    measured = [*records, *evaluated.runs, *evaluated.paired[1:], *timings]
     hardened, facts, warnings = _harden(deploy, source, options, of_board, progress)
     training = _training(artifact, evaluation)
+    reports = [model.report for model in quantized.values() if model.report]
     remarks = [
         *_training_remarks(training, evaluation),
-        *(warning for report in reports for warning in report.warnings),
-        # A card is about INT8 even where the race handed out float.
-        *(warning for report in reports for warning in report.int8_warnings),
+        *_quantize_remarks(reports),
         *noted,
         *warnings,
         *evaluated.remarks,
         *left_out,
         *sweep.doubts(record.select(timings, Latency)),
     ]
+    records = [report.record for report in reports]
+    # The first pair is the float model with itself.
+    measured = [*records, *evaluated.runs, *evaluated.paired[1:], *timings]
     assert deploy.certificate is not None
     certificate = deploy.certificate.to_json()
     return JobResult(
@@ -162,6 +156,24 @@ def run(
         facts,
         hardened,
     )
+
+
+def _on_the_winner(options: JobOptions, int8: verbs.Artifact) -> JobOptions:
+    """`options` with the engine of the best INT8: the winner's, where there was a race."""
+    assert int8.report is not None
+    name = int8.report.record.engine["name"]
+    return replace(options, quantize=replace(options.quantize, engine=name))
+
+
+def _quantize_remarks(reports: Sequence[QuantReport]) -> list[str]:
+    """What a user must know of the quantized models."""
+    remarks: list[str] = []
+    for report in reports:
+        remarks += report.warnings
+    for report in reports:
+        # A card is about INT8 even where the race handed out float.
+        remarks += report.int8_warnings
+    return remarks
 
 
 def _without_untimed(
