@@ -28,7 +28,7 @@ from repzoo.artifact import Artifact
 from repzoo.console import output
 from repzoo.data import digits
 from repzoo.measure import system_noise
-from repzoo.quant.search import engine_race, gate
+from repzoo.quant.search import gate
 from repzoo.storage import cache_folder
 from repzoo.zoo import embedded
 
@@ -78,7 +78,7 @@ def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 def _quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """What else runs on the machine must not decide what is said or kept."""
     monkeypatch.setattr(system_noise, "OTHERS", 2.0)
-    monkeypatch.setattr(engine_race, "UNSTEADY", math.inf)
+    monkeypatch.setattr(system_noise, "UNSTEADY", math.inf)
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,9 @@ from repzoo.remark import Remark
 OTHERS = 0.10  # share of the processors' time that other processes used
 STOLEN = 0.01  # share that the hypervisor gave to other machines
 CLOCK = 0.05  # relative change of the mean clock
+# A ratio whose interval ends at so many times its beginning tells nothing, whatever the cause: what
+# other virtual machines do to caches and memory is in no counter.
+UNSTEADY = 2.0
 
 COLUMNS = 8  # of a line of /proc/stat that are counted
 _STAT = Path("/proc/stat")

@@ -354,7 +354,7 @@ def test_a_race_that_tells_nothing_is_run_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """highest: the end of INT8's interval in each race; its beginning is INT8's ratio."""
-    monkeypatch.setattr(engine_race, "UNSTEADY", 2.0)
+    monkeypatch.setattr(system_noise, "UNSTEADY", 2.0)
     made_up["onnxruntime", "int8"] = 1.0
     ran = 0
     run, ratio = latency.run, latency.ratio

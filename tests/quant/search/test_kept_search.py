@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -258,6 +259,18 @@ def test_a_search_on_a_busy_machine_is_searched_again(
     _, remarks = fastest_placement(evaluator(), LIMITS)
     assert len(searches) == 1  # what was found is where it begins, and no more
     assert "went on" in remarks[0]
+
+
+def test_a_search_whose_latencies_tell_nothing_is_searched_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(system_noise, "UNSTEADY", 0.0)
+    _, remarks = fastest_placement(evaluator(), LIMITS)
+    assert "on onnxruntime, which something that slows" in remarks[-1]
+    monkeypatch.setattr(system_noise, "UNSTEADY", math.inf)
+    searches = count_searches(monkeypatch)
+    fastest_placement(evaluator(), LIMITS)
+    assert len(searches) == 1
 
 
 def test_a_search_that_ran_out_of_time_serves_those_that_have_no_more() -> None:

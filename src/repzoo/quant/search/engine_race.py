@@ -34,6 +34,7 @@ from repzoo.engines.executed import ExecutedOperator
 from repzoo.engines.probe import probe
 from repzoo.errors import InputError
 from repzoo.measure import latency
+from repzoo.measure import system_noise as noise
 from repzoo.measure.race_result import Objective, RaceEntry, RaceSummary
 from repzoo.measure.record import Record
 from repzoo.measure.results import Latency, LatencyRatio, PairedAccuracy
@@ -54,8 +55,6 @@ from repzoo.quant.search.verdict import Budget, Verdict
 from repzoo.remark import Remark
 
 AUTO = "auto"  # the engine's name that asks for a race
-# A ratio whose interval ends at so many times its beginning tells nothing. The race is run again.
-UNSTEADY = 2.0
 
 
 @dataclass(frozen=True)
@@ -244,13 +243,13 @@ def _remarks(race: RaceSummary) -> list[str]:
                 "engines down unequally; race again when the machine is idle"
             )
         )
-    elif _spread(race.entries) > UNSTEADY:
+    elif _spread(race.entries) > noise.UNSTEADY:
         remarks.append(
             Remark(
                 "the race of engines was run twice, and both times the latencies changed by more "
                 "than a factor of {factor:g} between rounds, so its winner may be chance; "
                 "something slows this machine down: race again when it is quiet",
-                factor=UNSTEADY,
+                factor=noise.UNSTEADY,
             )
         )
     return remarks
@@ -314,7 +313,7 @@ def _steady_race(
 ) -> _Timed:
     """The race; where it told nothing, the steadier of two."""
     first = _race(entrants, contest, progress)
-    if _spread(first.entries) <= UNSTEADY:
+    if _spread(first.entries) <= noise.UNSTEADY:
         return first
     second = _race(entrants, contest, progress)
     return min(first, second, key=lambda timed: _spread(timed.entries))

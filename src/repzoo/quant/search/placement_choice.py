@@ -126,6 +126,8 @@ def fastest_placement(
     used_by_others = noise.between(before, noise.read_counters())["used_by_others"]
     if used_by_others is not None and used_by_others > noise.OTHERS:
         return result, [*remarks, _busy_remark(evaluator)]
+    if _is_unsteady(result):
+        return result, [*remarks, _unsteady_remark(evaluator)]
     found = KeptSearch.of(
         result,
         _forms_of(evaluator.builder),
@@ -200,6 +202,22 @@ def _further_remark(evaluator: Evaluator, kept: KeptSearch) -> Remark:
         "{engine}: the search for a placement went on from what an earlier one found ({date})",
         engine=evaluator.gate.engine.name,
         date=kept.date,
+    )
+
+
+def _is_unsteady(result: SearchResult) -> bool:
+    """Whether the latency of the best placement over float's is as good as unknown."""
+    ratio = result.best.ratio
+    return ratio is not None and ratio.ratio_high > noise.UNSTEADY * ratio.ratio_low
+
+
+def _unsteady_remark(evaluator: Evaluator) -> Remark:
+    return Remark(
+        "latencies changed by more than a factor of {factor:g} between rounds while the placement "
+        "was searched on {engine}, which something that slows this machine down may cause: it may "
+        "not be the fastest, and is searched again the next time",
+        factor=noise.UNSTEADY,
+        engine=evaluator.gate.engine.name,
     )
 
 
