@@ -48,7 +48,8 @@ class ClientThreads:
             array("q", bytes(8 * MAX_CALLS)) for _ in range(self._callers)
         ]
         self._call = self._timed_call()
-        self._session_number = 0
+        # A case that was timed before goes on with the session that it has.
+        self._session_number = case.rounds_of[-1] if case.rounds_of else 0
         self._rate = 1.0
 
     @property

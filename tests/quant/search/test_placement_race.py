@@ -16,19 +16,28 @@ pytest.importorskip("sklearn", reason="the demo extra, with the digits, is not t
 from tests.small_model import add, sets, small
 
 from repzoo.artifact import Artifact, Step
-from repzoo.engines import Array
+from repzoo.engines import Array, engine
 from repzoo.engines.onnxruntime import OnnxRuntime, OnnxRuntimeSession
 from repzoo.engines.onnxruntime_profile import OnnxRuntimeProfiler
 from repzoo.errors import InputError
+from repzoo.measure import latency
+from repzoo.measure.stats import Interval
 from repzoo.protobuf_stream import clone
 from repzoo.quant.calibration.calibrate import CalibrationStream, collect_statistics
 from repzoo.quant.network.placement import PlacementSpace
 from repzoo.quant.network.scheme import load_scheme
 from repzoo.quant.parameters.activation_ranges import choose_ranges
 from repzoo.quant.parameters.compute import activation_parameters
-from repzoo.quant.search import engine_race
+from repzoo.quant.search import (
+    engine_race,
+    ladder,
+    placement_choice,
+    placement_race,
+)
+from repzoo.quant.search.comparison import FloatComparison
 from repzoo.quant.search.contenders import Contest
 from repzoo.quant.search.engine_race import RaceResult
+from repzoo.quant.search.gate import Gate
 from repzoo.quant.search.ladder import Target
 from repzoo.quant.search.placement_race import PlacementRace
 from repzoo.quant.search.verdict import Budget
@@ -146,6 +155,43 @@ CONCAT = """<ir_version: 8, opset_import: ["" : 17]>
         output = Flatten (pooled)
     }"""
 CONCAT_SHAPES = {"w0": (8, 3, 1, 1), "w1": (4, 4, 3, 3), "w2": (4, 8, 1, 1)}
+
+
+@pytest.mark.parametrize(
+    ("ratios", "races"),
+    [
+        ([Interval(0.9, 0.85, 0.95)], 1),
+        ([Interval(0.9, 0.85, 1.05), Interval(0.9, 0.85, 0.95)], 2),
+        ([Interval(0.9, 0.85, 1.05)] * 2, 2),
+        # It gains too little to matter, whatever the interval.
+        ([Interval(0.99, 0.9, 1.05)], 1),
+        ([Interval(1.1, 0.9, 1.3)], 1),
+    ],
+)
+def test_forms_are_raced_over_several_sessions_and_again_while_undecided(
+    ratios: list[Interval], races: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raced: list[list[latency.Case]] = []
+
+    def race(cases: list[latency.Case], *_: Any) -> None:
+        raced.append(cases)
+        original(cases, placement_race.FORM_ROUNDS, 1, latency.OPENINGS)
+
+    original = latency.race
+    monkeypatch.setattr(latency, "race", race)
+    monkeypatch.setattr(latency, "race_ratio", lambda *_: ratios[len(raced) - 1])
+    target = Target(engine("onnxruntime"), load_scheme("ort-cpu"))
+    split = sets()
+    gate = Gate(FloatComparison(small(), split.gate, target.engine), Budget())
+    evaluator = ladder.calibrate(gate, split, target)[0]
+    scheme = evaluator.builder.scheme
+    placement = evaluator.builder.space.starting_placements()[0]
+    found = placement_choice._race(evaluator).form_ratios(placement, [scheme, scheme])
+    assert found == [ratios[-1]]
+    assert len(raced) == races
+    # The second race goes on with the session that the first one ended with.
+    sessions = raced[0][0].rounds_of
+    assert sorted(set(sessions)) == list(range(races * (latency.OPENINGS - 1) + 1))
 
 
 def test_what_a_concat_joins_has_one_scale_in_the_race_too() -> None:

@@ -36,7 +36,10 @@ from repzoo.quant.search.gate import Gate
 
 # Rounds of each race: the 95 % interval of a median of 9 is from the 2nd to the 8th.
 ROUNDS = 9
-FORM_ROUNDS = 33  # of the race of forms, which decides for all placements
+# The race of forms decides for all placements, so it opens sessions anew: where their memory lies
+# outweighs a form on some hosts. It is run so often, at most, where it is undecided.
+FORM_ROUNDS = 4 * latency.OPENINGS
+FORM_RACES = 2
 CALLS = 3  # of each model in a round, about
 # Placements in one race, besides the one they are compared with. Each is a session that holds
 # the weights: with weights of RACE_BYTES or more there are fewer than LARGEST_RACE.
@@ -189,13 +192,11 @@ class PlacementRace:
         if isinstance(first, InputError):
             return [REFUSED] * len(others)
         live = [case for case in others if isinstance(case, latency.Case)]
-        latency.race([first, *live], FORM_ROUNDS, CALLS)
-        intervals: list[Interval] = []
-        for case in others:
-            interval = UNRIVALED
-            if isinstance(case, latency.Case):
-                interval = latency.race_ratio(first, case)
-            intervals.append(interval)
+        for _ in range(FORM_RACES):
+            latency.race([first, *live], FORM_ROUNDS, CALLS, latency.OPENINGS)
+            intervals = [_over(first, case) for case in others]
+            if not any(map(is_undecided, intervals)):
+                break
         return intervals
 
     def probe(self, placement: Placement, forms: Sequence[QuantScheme]) -> None:
@@ -244,6 +245,18 @@ class PlacementRace:
             self._choosers[scheme] = RangeChooser(self._model, self._statistics, scheme)
         chosen = self._choosers[scheme].choose(placement, "minmax")
         return activation_parameters(placement, scheme, chosen)
+
+
+def _over(first: latency.Case, second: latency.Case | InputError) -> Interval:
+    """The latency of `first` over that of `second`."""
+    if isinstance(second, InputError):
+        return UNRIVALED
+    return latency.race_ratio(first, second)
+
+
+def is_undecided(ratio: Interval) -> bool:
+    """Whether it may well be a gain, and may be none."""
+    return ratio.value <= SMALLEST_GAIN and ratio.high >= 1
 
 
 def _run(profiler: engines.Profiler | None) -> list[ExecutedOperator] | None:
