@@ -469,6 +469,35 @@ def test_a_search_ends_no_slower_than_what_was_known_before(
     assert len({placement.nodes for placement in found}) == len(found)
 
 
+@pytest.mark.parametrize(("spread", "races"), [(1.02, 0), (1.4, 1)])
+def test_starts_that_float_leaves_undecided_are_timed_beside_each_other(
+    spread: float, races: int
+) -> None:
+    """Beside float, what is fastest looks a little slower than what is not."""
+
+    class Misleading(Machine):
+        def ratios_to_float(
+            self, placements: Sequence[Placement], seconds: float
+        ) -> list[LatencyRatio | None]:
+            order = sorted(placements, key=self.cost)
+            ratios: list[LatencyRatio | None] = []
+            for placement in placements:
+                value = 0.95 - 0.01 * order.index(placement)
+                low, high = value / spread, value * spread
+                ratios.append(latency_ratio(value, low, high))
+            return ratios
+
+    machine = Misleading(dict.fromkeys(FLOAT, 0.3))
+    starts = machine.space.starting_placements()[:2]
+    fast, slow = sorted(starts, key=machine.cost)
+    timed = placement_search._time_against_float(machine, starts, 0.1)
+    assert timed[0].placement == slow
+    settled = placement_search._settled(machine, timed)
+    assert machine.races == races
+    assert settled[0].placement == (fast if races else slow)
+    assert {item.placement for item in settled} == {fast, slow}
+
+
 def test_what_is_known_and_refused_is_left_out() -> None:
     machine = RefusingMachine({})
     known = machine.space.starting_placements()[0]

@@ -192,6 +192,7 @@ class PlacementRace:
         if isinstance(first, InputError):
             return [REFUSED] * len(others)
         live = [case for case in others if isinstance(case, latency.Case)]
+        intervals: list[Interval] = []
         for _ in range(FORM_RACES):
             latency.race([first, *live], FORM_ROUNDS, CALLS, latency.OPENINGS)
             intervals = [_over(first, case) for case in others]

@@ -5,7 +5,8 @@
    costs, the cheapest placements follow; they are starting placements too. An engine without
    profiles does without.
 2. The most quantized start, and the cheapest of the others, are timed in turns with the float
-   model, over several openings of their sessions. Without profiles, a short race against the most
+   model, over several openings of their sessions; those that a noisy machine leaves undecided, once
+   more beside the fastest. Without profiles, a short race against the most
    quantized start chooses those that come near the fastest, and the least quantized of these.
 3. Groups of like nodes, by kind and resolution, change sides one at a time: out of INT8 where they
    are in it, into it where they are not. Each change is timed against the placement as it is, the
@@ -53,6 +54,8 @@ EXPECTED_LOSS = 1.05
 # Nor are placements by profile that are expected to take as long as another, but for this share.
 # Most of them differ in a node or two.
 ALIKE = 0.003
+# Of two placements, the one that looked slower is timed again where it may be faster by so much.
+OPEN = 1.05
 # Changes that profiles expect to gain less than this share of the whole are not timed. Of 165 that
 # were expected to cost or gain up to 2 %, in 12 searches, a few looked faster and none was in the
 # second race.
@@ -127,7 +130,7 @@ def find_fastest(
     else:
         chosen, others = choose_by_profile(race, starts, costs)
     chosen, others = _with_known(known, chosen, others)
-    timed = _time_starts(race, chosen, others, screening)
+    timed = _settled(race, _time_starts(race, chosen, others, screening))
     deadline = time.perf_counter() + seconds
     first = timed[0].placement
     placement = first
@@ -315,6 +318,33 @@ def _time_starts(
     if not timed:
         raise race.refusal(chosen[0]) or InputError("the engine runs no INT8 model")
     return timed
+
+
+def _settled(
+    race: PlacementRace, timed: Sequence[TimedPlacement]
+) -> list[TimedPlacement]:
+    """`timed`, with the fastest in front also where the interval to float's time leaves it open.
+
+    Those that may be faster than the first by more than OPEN are timed beside it, without float.
+    """
+    first, *others = timed
+    assert first.ratio is not None
+    rivals: list[TimedPlacement] = []
+    for other in others:
+        assert other.ratio is not None
+        if first.ratio.ratio_high > OPEN * other.ratio.ratio_low:
+            rivals.append(other)
+    if not rivals:
+        return list(timed)
+    placements = [rival.placement for rival in rivals]
+    direct = race.ratios_to(first.placement, placements, latency.OPENINGS)
+    fastest, smallest = first, 1.0
+    for rival, interval in zip(rivals, direct, strict=True):
+        # Both measurements say how much longer it takes than the first.
+        product = rival.relative_latency / first.relative_latency * interval.value
+        if product < smallest:
+            fastest, smallest = rival, product
+    return [fastest, *(item for item in timed if item is not fastest)]
 
 
 def _time_against_float(
