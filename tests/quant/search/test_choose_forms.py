@@ -63,6 +63,7 @@ def chosen(
 
 FASTER = Interval(0.9, 0.85, 0.95)
 UNSURE = Interval(0.97, 0.93, 1.01)
+LIKELY = Interval(0.9, 0.8, 1.1)
 SLOWER = Interval(1.2, 1.1, 1.3)
 
 
@@ -71,6 +72,7 @@ SLOWER = Interval(1.2, 1.1, 1.3)
     [
         (OPENVINO, GELU, FASTER, {"gelu_polynomial"}),
         (OPENVINO, GELU, UNSURE, set()),
+        (OPENVINO, GELU, LIKELY, {"gelu_polynomial"}),
         (OPENVINO, GELU, SLOWER, set()),
         # The same to the bit, so that nothing speaks against it.
         (OPENVINO, GEMM, UNSURE, {"gemm_convolution"}),
@@ -97,6 +99,7 @@ def test_the_race_decides(
     [
         (-0.5, FASTER, {"signed_activations"}),
         (-0.5, UNSURE, set()),
+        (-0.5, LIKELY, {"signed_activations"}),
         (-0.5, SLOWER, set()),
         # No more than where memory happens to lie.
         (-0.5, Interval(0.99, 0.985, 0.995), set()),
