@@ -38,9 +38,8 @@ from repzoo.storage import cache_folder, json_text, read_bounded, write_atomical
 FORMAT = 4  # to be raised when the search, or the form of Q/DQ pairs, changes
 MAX_BYTES = 2**22
 MAX_NAME = 1000  # characters of a placement's name
-RELATIVES = (
-    2  # at most so many searches of related graphs are begun with, the latest ones
-)
+# A search begins with the best of so many related ones, at most: the latest.
+RELATIVES = 2
 # Facts of a host that decide which placement is fastest on it.
 HOST_FACTS = ("cpu", "machine", "int8", "affinity", "threads")
 # Of the circumstances, those that related searches need not share.

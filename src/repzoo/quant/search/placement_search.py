@@ -55,7 +55,7 @@ EXPECTED_LOSS = 1.05
 # Most of them differ in a node or two.
 ALIKE = 0.003
 # Of two placements, the one that looked slower is timed again where it may be faster by so much.
-OPEN = 1.05
+UNDECIDED = 1.05
 # Changes that profiles expect to gain less than this share of the whole are not timed. Of 165 that
 # were expected to cost or gain up to 2 %, in 12 searches, a few looked faster and none was in the
 # second race.
@@ -325,14 +325,14 @@ def _settled(
 ) -> list[TimedPlacement]:
     """`timed`, with the fastest in front also where the interval to float's time leaves it open.
 
-    Those that may be faster than the first by more than OPEN are timed beside it, without float.
+    Those that may be faster than the first by more than UNDECIDED are timed beside it once more.
     """
     first, *others = timed
     assert first.ratio is not None
     rivals: list[TimedPlacement] = []
     for other in others:
         assert other.ratio is not None
-        if first.ratio.ratio_high > OPEN * other.ratio.ratio_low:
+        if first.ratio.ratio_high > UNDECIDED * other.ratio.ratio_low:
             rivals.append(other)
     if not rivals:
         return list(timed)
