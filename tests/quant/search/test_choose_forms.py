@@ -98,8 +98,7 @@ def test_the_race_decides(
     ("lowest", "ratio", "kept"),
     [
         (-0.5, FASTER, {"signed_activations"}),
-        (-0.5, UNSURE, set()),
-        (-0.5, LIKELY, {"signed_activations"}),
+        (-0.5, UNSURE, {"signed_activations"}),
         (-0.5, SLOWER, set()),
         # No more than where memory happens to lie.
         (-0.5, Interval(0.99, 0.985, 0.995), set()),
