@@ -154,7 +154,7 @@ def test_a_search_that_was_interrupted_goes_on_from_where_it_was(
 
     found = evaluator()
     with monkeypatch.context() as patched:
-        patched.setattr(placement_search, "_improve", interrupt)
+        patched.setattr(placement_search, "improve", interrupt)
         with pytest.raises(KeyboardInterrupt):
             fastest_placement(found, LIMITS)
     key = kept_search.circumstances(found)
@@ -167,6 +167,21 @@ def test_a_search_that_was_interrupted_goes_on_from_where_it_was(
     assert known_to(searches) == [set(kept.best.nodes)]
     fastest_placement(evaluator(), LIMITS)
     assert len(searches) == 1  # now it has come to its end
+
+
+def test_a_kept_search_that_the_engine_refuses_by_now_is_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fastest_placement(evaluator(), LIMITS)
+    searches = count_searches(monkeypatch)
+    with monkeypatch.context() as patched:
+        patched.setattr(placement_search, "time_again", lambda *_: None)
+        _, remarks = fastest_placement(evaluator(), LIMITS)
+    assert remarks == []
+    assert known_to(searches) == []
+    _, remarks = fastest_placement(evaluator(), LIMITS)
+    assert len(searches) == 1
+    assert "an earlier search" in remarks[0]
 
 
 def test_a_longer_search_that_is_interrupted_leaves_the_shorter_one_valid(
@@ -194,8 +209,8 @@ def test_a_longer_search_that_is_interrupted_leaves_the_shorter_one_valid(
     assert kept is not None
     assert set(kept.best.nodes) == layers.nodes
     assert kept.nearly_as_fast == short.nearly_as_fast
-    assert not LIMITS.allow(kept)
-    assert replace(LIMITS, asked=9.0).allow(kept)
+    assert not LIMITS.go_beyond(kept)
+    assert replace(LIMITS, asked=9.0).go_beyond(kept)
 
 
 @pytest.mark.parametrize(
@@ -275,10 +290,10 @@ def test_a_search_whose_latencies_tell_nothing_is_searched_again(
 
 def test_a_search_that_ran_out_of_time_serves_those_that_have_no_more() -> None:
     found = KeptSearch(KeptPlacement("layers", ("a",)), (), (), (), 5.0, False)
-    assert not SearchLimits(5.0, 60.0).allow(found)
-    assert SearchLimits(6.0, 60.0).allow(found)
-    assert not SearchLimits(6.0, 60.0).allow(replace(found, finished=True))
-    assert SearchLimits(5.0, 60.0).allow(replace(found, interrupted=True))
+    assert not SearchLimits(5.0, 60.0).go_beyond(found)
+    assert SearchLimits(6.0, 60.0).go_beyond(found)
+    assert not SearchLimits(6.0, 60.0).go_beyond(replace(found, finished=True))
+    assert SearchLimits(5.0, 60.0).go_beyond(replace(found, interrupted=True))
 
 
 def test_without_a_limit_a_search_takes_as_long_as_calibration_and_a_minute_at_most() -> (
@@ -289,9 +304,9 @@ def test_without_a_limit_a_search_takes_as_long_as_calibration_and_a_minute_at_m
     assert SearchLimits(None, 300.0).seconds == 60
     assert SearchLimits(300.0, 7.0).seconds == 300
     found = KeptSearch(KeptPlacement("layers", ("a",)), (), (), (), 7.0, False)
-    assert SearchLimits(None, 7.1).allow(found)
-    assert not SearchLimits(None, 7.1).allow(replace(found, is_default=True))
-    assert SearchLimits(7.1, 7.1).allow(replace(found, is_default=True))
+    assert SearchLimits(None, 7.1).go_beyond(found)
+    assert not SearchLimits(None, 7.1).go_beyond(replace(found, is_default=True))
+    assert SearchLimits(7.1, 7.1).go_beyond(replace(found, is_default=True))
 
 
 def test_the_structure_of_a_graph_is_all_but_the_values_of_its_weights() -> None:

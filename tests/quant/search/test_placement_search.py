@@ -17,7 +17,7 @@ from repzoo.measure import stats
 from repzoo.measure.results import LatencyRatio, Setting
 from repzoo.measure.stats import Interval
 from repzoo.quant.network.placement import Placement, PlacementSpace
-from repzoo.quant.search import placement_race, placement_search
+from repzoo.quant.search import placement_moves, placement_race, placement_search
 from repzoo.quant.search.placement_race import PlacementRace
 from repzoo.quant.search.placement_search import SearchResult
 
@@ -553,7 +553,7 @@ def test_changes_that_are_hopeless_by_profile_are_not_timed(
     """A machine whose profile is exact: no trial loses more than the share that is allowed."""
     machine = ProfiledMachine(dict(zip(FLOAT, factors, strict=True)), pair=0.3)
     result = search(machine)
-    limit = 1 - placement_search.EXPECTED_GAIN + 1e-6
+    limit = 1 - placement_moves.EXPECTED_GAIN + 1e-6
     assert all(trial.ratio <= limit for trial in result.trials)
     blind = search(Machine(dict(zip(FLOAT, factors, strict=True)), pair=0.3))
     assert len(result.trials) <= len(blind.trials)

@@ -92,7 +92,7 @@ class SearchLimits:
             return min(SEARCH_SECONDS, self.calibrate_seconds)
         return self.asked
 
-    def allow(self, kept: KeptSearch) -> bool:
+    def go_beyond(self, kept: KeptSearch) -> bool:
         """Whether a search under these limits could go further than `kept`."""
         if kept.interrupted:
             return True
@@ -116,10 +116,12 @@ def fastest_placement(
         space = evaluator.builder.space
         kept, remarks = kept_search.read(key, space, FORMS)
         known = kept_search.related(key, space)
-    if kept is not None:
-        again = None if limits.allow(kept) else _time_again(evaluator, kept)
+    if kept is not None and not limits.go_beyond(kept):
+        again = _time_again(evaluator, kept)
         if again is not None:
             return again, [_kept_remark(evaluator, kept)]
+        kept = None  # the engine refuses now what it ran then
+    if kept is not None:
         known.insert(0, kept.best.placement(evaluator.builder.space))
         remarks.append(_further_remark(evaluator, kept))
     before = noise.read_counters()
